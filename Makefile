@@ -1,0 +1,53 @@
+# One name per chore. `make demo` and `make test` set up everything they need in .venv.
+# A smaller CPU-only torch: make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+PIP_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= out/demo
+DATASET ?= samples/lantern
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+
+.PHONY: demo test check bench format clean
+
+demo: $(VENV)/.core
+	$(BIN)/reconflow run $(DATASET) --out $(OUT)
+
+test: $(VENV)/.dev node_modules/.installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) node_modules out build *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) torch==2.13.0
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) -e '.[dev,s3]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.core
+	$(PIP) -e '.[dev,s3,bench]'
+	touch $@
+
+# The Khronos glTF validator; the tests that use it skip with a reason when npm is not at hand.
+node_modules/.installed: package.json package-lock.json
+	if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund; fi
+	mkdir -p node_modules && touch $@

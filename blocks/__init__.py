@@ -1,0 +1,1 @@
+"""Blocks: typed settings and credentials as Prefect blocks."""

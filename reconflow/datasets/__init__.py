@@ -1,0 +1,1 @@
+"""Datasets: reading and validating inputs, and what a validated dataset is."""

@@ -1,0 +1,1 @@
+"""nvdiffrec: geometry and texture fitted to the views through the differentiable renderer."""

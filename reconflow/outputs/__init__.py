@@ -1,0 +1,1 @@
+"""Outputs: GLB/OBJ/PLY writers, previews, the report and the package."""

@@ -1,0 +1,1 @@
+"""Quality: image, mask, depth and mesh metrics, and their classification against thresholds."""

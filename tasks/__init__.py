@@ -1,0 +1,1 @@
+"""Tasks: one Prefect task per stage, each around one library function."""
