@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 from skimage import measure
 
@@ -18,6 +19,7 @@ from reconflow.cameras.camera import unproject_pixels
 from reconflow.errors import ModelConvergenceError
 from reconflow.geometry.depth import SurfaceObservation
 from reconflow.geometry.mesh import TriangleMesh
+from reconflow.rendering.parallel import row_bands, run_jobs, thread_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,11 +103,15 @@ def carve(observations: Sequence[SurfaceObservation], grid: Grid) -> NDArray[np.
         camera = observation.camera
         depth = observation.depth if observation.depth is not None else np.zeros((0, 0), np.float32)
         jump = float(observation.half_width.max()) * 8 if observation.half_width is not None else 0.0
-        _carve_view(
-            field, grid.origin, grid.spacing, np.ascontiguousarray(camera.cam_from_world),
-            np.array([*camera.focal_px, *camera.centre_px]), depth, observation.mask_distance_px, jump,
-            observation.frame_cuts_object,
-        )  # fmt: skip
+        slabs = row_bands(grid.shape[0], thread_count())
+        run_jobs([
+            partial(
+                _carve_view, field, grid.origin, grid.spacing, np.ascontiguousarray(camera.cam_from_world),
+                np.array([*camera.focal_px, *camera.centre_px]), depth, observation.mask_distance_px, jump,
+                observation.frame_cuts_object, start, stop,
+            )
+            for start, stop in slabs
+        ])  # fmt: skip
     return field
 
 
@@ -123,7 +129,7 @@ def extract_surface(field: NDArray[np.float32], grid: Grid) -> TriangleMesh:
         raise _empty_hull()
     limit = np.float32(4 * grid.spacing)
     padded = np.pad(np.clip(field, -limit, limit), 1, constant_values=limit)
-    vertices, faces, _, _ = measure.marching_cubes(padded, 0.0, gradient_direction="ascent")
+    vertices, faces, _, _ = measure.marching_cubes(padded, 0.0, gradient_direction="descent")
     world = grid.origin + (vertices - 1.0) * grid.spacing
     return TriangleMesh(world.astype(np.float32), np.ascontiguousarray(faces, np.int32))
 
@@ -135,7 +141,7 @@ def _empty_hull() -> ModelConvergenceError:
     )
 
 
-@njit(cache=True, parallel=True)  # type: ignore[untyped-decorator, unused-ignore]
+@njit(cache=True, nogil=True)
 def _carve_view(
     field: NDArray[np.float32],
     origin: NDArray[np.float64],
@@ -146,12 +152,14 @@ def _carve_view(
     mask_distance_px: NDArray[np.float32],
     jump: float,
     frame_cuts_object: bool,
+    start: int,
+    stop: int,
 ) -> None:
     """Raise `field` to what one view says: max over views of the distance by which a sample is seen to be outside."""
-    nx, ny, nz = field.shape
+    _, ny, nz = field.shape
     height, width = mask_distance_px.shape
     fx, fy, cx, cy = intrinsics
-    for i in prange(nx):
+    for i in range(start, stop):
         for j in range(ny):
             for k in range(nz):
                 wx, wy, wz = origin[0] + i * spacing, origin[1] + j * spacing, origin[2] + k * spacing
@@ -179,7 +187,7 @@ def _carve_view(
                 field[i, j, k] = max(field[i, j, k], np.float32(value))
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator, unused-ignore]
+@njit(cache=True, nogil=True)
 def _sample_depth(depth: NDArray[np.float32], x0: int, y0: int, ax: float, ay: float, jump: float) -> float:
     """Bilinear depth between four pixels of one surface; the nearest pixel's where they are of different surfaces."""
     a, b, c, d = depth[y0, x0], depth[y0, x0 + 1], depth[y0 + 1, x0], depth[y0 + 1, x0 + 1]
