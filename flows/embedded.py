@@ -1,0 +1,165 @@
+"""Prefect with nothing configured: a private server for the length of one command, and the settings that reach it.
+
+Nothing of the user's Prefect is read or written: the embedded home stands beside the results, and no profile is
+looked at. Whoever sets `PREFECT_API_URL` in the environment gets that server instead. Nothing here imports Prefect,
+because the settings have to stand before Prefect is imported.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import queue
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from reconflow.errors import ResourceError
+
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 10.0
+
+
+class EmbeddedServerError(ResourceError):
+    """The private Prefect server did not come up."""
+
+
+def is_server_configured() -> bool:
+    """Tell whether the environment names a Prefect server, which is then used instead of an embedded one."""
+    return bool(os.environ.get("PREFECT_API_URL"))
+
+
+def client_settings(home: Path) -> dict[str, str]:
+    """Return the environment that keeps Prefect in `home`, off the network and quiet on the console.
+
+    Args:
+        home: Folder of the embedded Prefect: the run history, nothing else.
+    """
+    version = importlib.metadata.version("prefect")
+    return {
+        "PREFECT_HOME": str(home),
+        "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / f'history-{version}.db'}",
+        "PREFECT_API_DATABASE_MIGRATE_ON_START": "false",
+        "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+        "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+class EmbeddedServer:
+    """A Prefect server that lives as long as the `with` block; start it before Prefect is first imported.
+
+    Entering returns as soon as the port is known, so that the caller's imports overlap the server's start; `wait`
+    returns when the API answers. The server ends with the block, and with this process if that is killed.
+
+    Args:
+        home: Folder of the run history; created, and safe to delete between runs.
+        settings: Further environment for this process and the server, over `client_settings`.
+    """
+
+    def __init__(self, home: Path, settings: dict[str, str] | None = None) -> None:
+        self.home = home.resolve()
+        self._settings = settings or {}
+        self._replaced: dict[str, str | None] = {}
+        self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.home.mkdir(parents=True, exist_ok=True)
+        password = f"reconflow:{secrets.token_urlsafe(18)}"
+        self._set_environment(
+            client_settings(self.home)
+            | {"PREFECT_API_AUTH_STRING": password, "PREFECT_SERVER_API_AUTH_STRING": password}
+            | self._settings
+        )
+        try:
+            self._start()
+            port = self._next_message()["port"]
+            self._set_environment({"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"})
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def wait(self) -> None:
+        """Return when the API answers.
+
+        Raises:
+            EmbeddedServerError: The server ended, or did not answer in time.
+        """
+        self._next_message()
+
+    def stop(self) -> None:
+        """End the server, let it write what it holds, and restore the environment."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+            self._process = None
+        for name, value in self._replaced.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._replaced = {}
+
+    def _start(self) -> None:
+        with (self.home / "server.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "flows.embedded_server"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": _import_path()},
+                start_new_session=True,  # Ctrl-C in the terminal is this process's to handle
+            )
+        threading.Thread(target=self._read_messages, args=(self._process,), daemon=True).start()
+
+    def _read_messages(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self._messages.put(json.loads(line))
+        self._messages.put(None)
+
+    def _next_message(self) -> dict[str, Any]:
+        try:
+            message = self._messages.get(timeout=START_TIMEOUT_S)
+        except queue.Empty:
+            message = None
+        if message is None:
+            raise EmbeddedServerError(
+                "The embedded Prefect server did not start.",
+                suggestion="Look at server.log in the .prefect folder beside the results, or run with --no-prefect.",
+            )
+        return message
+
+    def _set_environment(self, values: dict[str, str]) -> None:
+        for name, value in values.items():
+            self._replaced.setdefault(name, os.environ.get(name))
+            os.environ[name] = value
+
+
+def _import_path() -> str:
+    root = str(Path(__file__).resolve().parents[1])
+    return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))

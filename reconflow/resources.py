@@ -1,0 +1,127 @@
+"""What a run needs of the machine, estimated before it starts, and what the machine has. Measures, never allocates."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from reconflow.errors import DiskFullError, MemoryExhaustedError
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Needs:
+    """An estimate, rounded up.
+
+    Attributes:
+        memory_bytes: Peak main memory of the process over what it uses already.
+        disk_bytes: Space for intermediate files and results.
+    """
+
+    memory_bytes: int
+    disk_bytes: int
+
+
+def available_memory_bytes() -> int | None:
+    """Return the memory that can be had without swapping, within the container's limit; None where nobody says."""
+    amounts = [amount for amount in (_linux_available(), _cgroup_available()) if amount is not None]
+    if amounts:
+        return min(amounts)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def peak_rss_bytes() -> int:
+    """Return the largest resident size that this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def describe_machine() -> dict[str, object]:
+    """Return the machine's facts for `run.json`."""
+    return {
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "cpu_count": os.cpu_count(),
+        "usable_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_available_bytes": available_memory_bytes(),
+    }
+
+
+def check_memory(needs: Needs, available_bytes: int | None) -> None:
+    """Refuse to start what would not fit.
+
+    Args:
+        needs: The estimate.
+        available_bytes: What the machine has; None when unknown, which passes.
+
+    Raises:
+        MemoryExhaustedError: The estimate exceeds what is available.
+    """
+    if available_bytes is not None and needs.memory_bytes > available_bytes:
+        raise MemoryExhaustedError(
+            f"The run needs about {needs.memory_bytes / GIB:.1f} GiB of memory and {available_bytes / GIB:.1f} GiB "
+            "are free.",
+            suggestion="Close other programs, or choose the draft preset, a smaller resolution or texture size.",
+            needed_bytes=needs.memory_bytes,
+            available_bytes=available_bytes,
+        )
+
+
+def check_disk(needs: Needs, folder: Path) -> None:
+    """Refuse to start what the disk cannot hold.
+
+    Args:
+        needs: The estimate.
+        folder: An existing folder on the disk in question.
+
+    Raises:
+        DiskFullError: The estimate exceeds the free space.
+    """
+    free_bytes = shutil.disk_usage(folder).free
+    if needs.disk_bytes > free_bytes:
+        raise DiskFullError(
+            f"The run needs about {needs.disk_bytes / MIB:.0f} MiB of disk space and {free_bytes / MIB:.0f} MiB "
+            "are free.",
+            suggestion="Free some space, or choose another --out folder.",
+            needed_bytes=needs.disk_bytes,
+            available_bytes=free_bytes,
+        )
+
+
+def _linux_available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    except OSError:
+        return None
+    values = {line.split(":")[0]: line.split()[1] for line in lines if ":" in line}
+    return int(values["MemAvailable"]) * 1024 if "MemAvailable" in values else None
+
+
+def _cgroup_available() -> int | None:
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = (folder / "memory.max").read_text("ascii").strip()
+        used = int((folder / "memory.current").read_text("ascii"))
+        reclaimable = _cgroup_stat(folder / "memory.stat", "inactive_file")
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else max(int(limit) - used + reclaimable, 0)
+
+
+def _cgroup_stat(path: Path, name: str) -> int:
+    for line in path.read_text("ascii").splitlines():
+        key, value = line.split()
+        if key == name:
+            return int(value)
+    return 0

@@ -1,0 +1,158 @@
+"""Where runs are stored and found again. Names inside a run live in `reconflow.outputs.runs`; nothing here computes.
+
+A run becomes visible with its `manifest.json`, which is written last: a folder without one does not exist for a reader.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from reconflow.errors import (
+    DiskFullError,
+    IncompleteResultsError,
+    JobNotFoundError,
+    StorageUnreachableError,
+    ValidationFailedError,
+)
+from reconflow.outputs.runs import check_run_id
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The local folders of one run.
+
+    Attributes:
+        run_id: The run's identifier.
+        root: Where its results are written, `runs/<run-id>`.
+        work: Where stages hand each other intermediate files; not part of the result.
+    """
+
+    run_id: str
+    root: Path
+    work: Path
+
+
+class ArtifactStore(Protocol):
+    """What a place for results must be able to do; the local folder is the first, an object store fits as well."""
+
+    @property
+    def uri(self) -> str:
+        """The place, as the user wrote it."""
+
+    def open_workspace(self, run_id: str) -> Workspace:
+        """Return local folders to write a run in; the same ones again for the same run."""
+
+    def publish(self, workspace: Workspace) -> str:
+        """Make a finished run visible to readers, manifest last, and return where it is."""
+
+    def discard_work(self, workspace: Workspace) -> None:
+        """Remove the run's intermediate files."""
+
+    def run_ids(self) -> list[str]:
+        """Return the identifiers of the published runs, sorted."""
+
+    def read_manifest(self, run_id: str) -> dict[str, Any]:
+        """Return a published run's manifest."""
+
+
+@dataclass(frozen=True)
+class LocalStore:
+    """Results in a local folder: `<folder>/runs/<run-id>/`, intermediates in `<folder>/.work/<run-id>/`.
+
+    Attributes:
+        folder: The folder that the user named.
+    """
+
+    folder: Path
+
+    @property
+    def uri(self) -> str:
+        """The folder's path."""
+        return str(self.folder)
+
+    def open_workspace(self, run_id: str) -> Workspace:
+        """Create the run's two folders.
+
+        Raises:
+            StorageUnreachableError: The folder cannot be created or written.
+            DiskFullError: There is no room for it.
+        """
+        check_run_id(run_id)
+        workspace = Workspace(run_id, self.folder / "runs" / run_id, self.folder / ".work" / run_id)
+        try:
+            workspace.root.mkdir(parents=True, exist_ok=True)
+            workspace.work.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=workspace.root) as probe:
+                probe.write(b"writable")
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFullError(
+                    "There is no room on the disk for the results.",
+                    suggestion="Free some space, or choose another --out folder.",
+                ) from error
+            raise StorageUnreachableError(
+                f"The output folder cannot be written ({error.strerror}).",
+                suggestion="Choose another --out folder, or make this one writable.",
+            ) from error
+        return workspace
+
+    def publish(self, workspace: Workspace) -> str:
+        """Check that the manifest stands; the files are in their place already."""
+        self.read_manifest(workspace.run_id)
+        return str(workspace.root)
+
+    def discard_work(self, workspace: Workspace) -> None:
+        """Remove the run's intermediate files, and their parent when no other run has any."""
+        shutil.rmtree(workspace.work, ignore_errors=True)
+        parent = workspace.work.parent
+        if parent.is_dir() and not any(parent.iterdir()):
+            parent.rmdir()
+
+    def run_ids(self) -> list[str]:
+        """Return the identifiers of the runs that have a manifest, sorted."""
+        return sorted(manifest.parent.name for manifest in (self.folder / "runs").glob("*/manifest.json"))
+
+    def read_manifest(self, run_id: str) -> dict[str, Any]:
+        """Return a run's manifest.
+
+        Raises:
+            JobNotFoundError: There is no such run, or it has not finished.
+            IncompleteResultsError: The manifest is damaged.
+        """
+        path = self.folder / "runs" / check_run_id(run_id) / "manifest.json"
+        try:
+            manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError:
+            raise JobNotFoundError(
+                f"There is no finished run {run_id}.", suggestion="Check the run id and the folder.", run_id=run_id
+            ) from None
+        except ValueError as error:
+            raise IncompleteResultsError(
+                f"The manifest of run {run_id} is damaged.", suggestion="Run the reconstruction again.", run_id=run_id
+            ) from error
+        return manifest
+
+
+def open_store(uri: str | Path) -> ArtifactStore:
+    """Return the artifact store at a location.
+
+    Args:
+        uri: A local folder; it need not exist yet.
+
+    Raises:
+        ValidationFailedError: The location is of a kind that this version cannot write to.
+    """
+    text = str(uri)
+    if "://" in text:
+        raise ValidationFailedError(
+            f"Results cannot be stored at {text.split('://')[0]}:// locations.",
+            suggestion="Give a local folder.",
+            scheme=text.split("://")[0],
+        )
+    return LocalStore(Path(text).expanduser())
