@@ -1,4 +1,4 @@
-"""Writing a textured mesh as one binary glTF 2.0 file. Reading it back is `glb_reader`'s part.
+"""Writing a textured mesh as one binary glTF 2.0 file. Reading it back is `reconflow.quality`'s part.
 
 The file says what glTF asks for: metres as far as the scale is known (`extras` says whether it is), right-handed, +y
 up, front to +z, counter-clockwise fronts, UV origin top-left, an sRGB base-colour texture. The base colour holds the
@@ -24,9 +24,7 @@ from reconflow.outputs.corners import SplitMesh, split_at_seams
 from reconflow.outputs.files import write_bytes
 from reconflow.outputs.images import MIME_TYPES, ImageFormat, encode_image
 
-MAGIC: Final = 0x46546C67
-JSON_CHUNK: Final = 0x4E4F534A
-BINARY_CHUNK: Final = 0x004E4942
+_MAGIC, _JSON_CHUNK, _BINARY_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
 GENERATOR: Final = f"reconflow {__version__}"
 
 _FLOAT, _UINT16, _UINT32 = 5126, 5123, 5125
@@ -187,10 +185,10 @@ def _container(document: dict[str, Any], binary: bytes) -> bytes:
     total = 12 + 8 + len(text) + 8 + len(binary)
     return b"".join(
         [
-            struct.pack("<3I", MAGIC, 2, total),
-            struct.pack("<2I", len(text), JSON_CHUNK),
+            struct.pack("<3I", _MAGIC, 2, total),
+            struct.pack("<2I", len(text), _JSON_CHUNK),
             text,
-            struct.pack("<2I", len(binary), BINARY_CHUNK),
+            struct.pack("<2I", len(binary), _BINARY_CHUNK),
             binary,
         ]
     )

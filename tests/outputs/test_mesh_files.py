@@ -19,9 +19,9 @@ from reconflow.geometry.facts import mesh_facts
 from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
 from reconflow.outputs.corners import split_at_seams, vertex_normals
 from reconflow.outputs.glb import encode_glb, write_glb
-from reconflow.outputs.glb_reader import read_container, read_glb, weld_positions
 from reconflow.outputs.obj import write_obj, write_texture
 from reconflow.outputs.ply import bake_vertex_colours, write_ply
+from reconflow.quality.glb_reader import read_container, read_glb, weld_positions
 from tests.outputs.objects import SIDE_COLOURS, labelled_box
 
 REPOSITORY = Path(__file__).parents[2]

@@ -1,6 +1,7 @@
 """Reading back the GLB files this project writes, so that quality is measured on the file and not on memory.
 
-It is strict and small: one mesh, one primitive, one embedded texture, as `glb` writes them. Not a general glTF reader.
+It is strict and small: one mesh, one primitive, one embedded texture, as `reconflow.outputs.glb` writes them, and
+shares nothing with that writer. Not a general glTF reader.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from reconflow.errors import IncompleteResultsError
 from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
-from reconflow.outputs.glb import BINARY_CHUNK, JSON_CHUNK, MAGIC
 
+_MAGIC, _JSON_CHUNK, _BINARY_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
 _COMPONENTS: Final[dict[int, str]] = {5126: "<f4", 5123: "<u2", 5125: "<u4"}
+_MISFITS: Final = (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError, SyntaxError)
+"""What parsing and picture decoding raise on content that contradicts itself (Pillow: OSError and SyntaxError)."""
 _WIDTHS: Final = {"SCALAR": 1, "VEC2": 2, "VEC3": 3}
 
 
@@ -35,8 +38,8 @@ def read_glb(path: Path) -> TexturedMesh:
     document, binary = read_container(path)
     try:
         return _textured_mesh(document, binary)
-    except (KeyError, IndexError, TypeError, ValueError, UnidentifiedImageError, OSError) as error:
-        raise _damaged(path.name, f"its content does not fit together ({error})") from error
+    except _MISFITS as error:
+        raise _damaged(path.name, f"its content does not fit together ({type(error).__name__}: {error})") from error
 
 
 def read_container(path: Path) -> tuple[dict[str, Any], bytes]:
@@ -52,7 +55,7 @@ def read_container(path: Path) -> tuple[dict[str, Any], bytes]:
     if len(data) < 20:
         raise _damaged(path.name, "it is too short")
     magic, version, total = struct.unpack_from("<3I", data)
-    if (magic, version, total) != (MAGIC, 2, len(data)):
+    if (magic, version, total) != (_MAGIC, 2, len(data)):
         raise _damaged(path.name, "it is not a whole glTF 2.0 binary file")
     chunks, offset = [], 12
     while offset + 8 <= total:
@@ -61,7 +64,7 @@ def read_container(path: Path) -> tuple[dict[str, Any], bytes]:
             raise _damaged(path.name, "a chunk is cut off")
         chunks.append((kind, data[offset + 8 : offset + 8 + length]))
         offset += 8 + length
-    if [kind for kind, _ in chunks] != [JSON_CHUNK, BINARY_CHUNK]:
+    if [kind for kind, _ in chunks] != [_JSON_CHUNK, _BINARY_CHUNK]:
         raise _damaged(path.name, "it has other chunks than one of JSON and one of data")
     try:
         document = json.loads(chunks[0][1])
