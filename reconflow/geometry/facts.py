@@ -62,7 +62,7 @@ def mesh_facts(mesh: TriangleMesh) -> MeshFacts:
     faces = mesh.faces
     table = edge_table(faces)
     twins = twin_half_edges(faces)
-    referenced = int(len(np.unique(faces)))
+    referenced = len(np.unique(faces))
     _, components = face_components(mesh)
     watertight = len(faces) > 0 and bool(np.all(table.face_counts == 2))
     consistent = bool(np.all(twins.reshape(-1, 3)[table.face_counts[table.face_edges] == 2] >= 0))
