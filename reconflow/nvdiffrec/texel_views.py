@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.geometry.mesh import TriangleMesh
+from reconflow.rendering.parallel import row_bands, run_jobs, thread_count
 from reconflow.rendering.raster import rasterize_view
 
 Float32 = NDArray[np.float32]
@@ -136,25 +138,29 @@ def gather(
 
     Returns:
         colour: (N, 3) float32 blended values, 0 where no view sees the texel.
-        weight: (N,) float32 sum of the views' weights, 0 where unseen.
+        quality: (N,) float32 how well the best view sees the texel, 0 unseen to 1 head-on and far from depth edges.
     """
     count = len(texels.index)
     sums, wide_sums = np.zeros((2, count, 4), np.float32)
+    quality = np.zeros(count, np.float32)
     for number, (view, image) in enumerate(zip(geometry, images, strict=True)):
         low = image if low_images is None else low_images[number]
-        _gather_view(
-            texels.position, texels.normal, np.ascontiguousarray(view.camera.cam_from_world),
-            np.array([*view.camera.focal_px, *view.camera.centre_px]), view.camera.position_world,
-            view.depth, view.trust, image, low, low_images is not None, sums, wide_sums,
-        )  # fmt: skip
-    weight = sums[:, 3].copy()
-    colour = sums[:, :3] / np.maximum(weight, 1e-20)[:, None]
+        run_jobs([
+            partial(
+                _gather_view, texels.position, texels.normal, np.ascontiguousarray(view.camera.cam_from_world),
+                np.array([*view.camera.focal_px, *view.camera.centre_px]), view.camera.position_world.copy(),
+                view.depth, view.trust, image, low, low_images is not None, sums, wide_sums, quality,
+                start, stop,
+            )
+            for start, stop in row_bands(count, thread_count())
+        ])  # fmt: skip
+    colour = sums[:, :3] / np.maximum(sums[:, 3:], 1e-20)
     if low_images is not None:
         colour += wide_sums[:, :3] / np.maximum(wide_sums[:, 3], 1e-20)[:, None]
-    return np.where(weight[:, None] > 0, colour, np.float32(0)), weight
+    return np.where(quality[:, None] > 0, colour, np.float32(0)), quality
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator, unused-ignore]
+@njit(cache=True, nogil=True)
 def _bilinear(image: Float32, x: float, y: float, channel: int) -> float:
     """Sample at a pixel position whose centres are at +0.5, clamped at the border."""
     height, width = image.shape[0], image.shape[1]
@@ -167,7 +173,7 @@ def _bilinear(image: Float32, x: float, y: float, channel: int) -> float:
     )
 
 
-@njit(cache=True, parallel=True)  # type: ignore[untyped-decorator, unused-ignore]
+@njit(cache=True, nogil=True)
 def _gather_view(
     position: Float32,
     normal: Float32,
@@ -181,12 +187,15 @@ def _gather_view(
     two_bands: bool,
     sums: Float32,
     wide_sums: Float32,
+    quality: Float32,
+    start: int,
+    stop: int,
 ) -> None:
     """Add one view's weighted colours to the sums of the texels it sees."""
     fx, fy, cx, cy = intrinsics
     height, width = depth.shape
     m = cam_from_world
-    for n in prange(position.shape[0]):
+    for n in range(start, stop):
         x, y, z = position[n, 0], position[n, 1], position[n, 2]
         d = -(m[2, 0] * x + m[2, 1] * y + m[2, 2] * z + m[2, 3])
         if d <= 1e-6:
@@ -211,6 +220,7 @@ def _gather_view(
         sx, sy = image.shape[1] / width, image.shape[0] / height
         lx, ly = low.shape[1] / width, low.shape[0] / height
         wide = base * cosine**_WIDE_POWER
+        quality[n] = max(quality[n], np.float32(trust[row, column] * cosine))
         for c in range(3):
             value = _bilinear(image, px * sx, py * sy, c)
             if two_bands:

@@ -1,0 +1,208 @@
+"""The base colour of an unwrapped mesh, fitted to the photos: first gathered from the views that see each texel best,
+then corrected through the renderer until the renders match. Colours are linear light inside, sRGB at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage, sparse
+from scipy.sparse.linalg import cg
+
+from reconflow.cameras.camera import PinholeCamera
+from reconflow.datasets.dataset import View
+from reconflow.geometry.atlas import Atlas
+from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
+from reconflow.geometry.texels import dilate, rasterize_atlas
+from reconflow.nvdiffrec.large_steps import edge_laplacian
+from reconflow.nvdiffrec.texel_views import Texels, ViewGeometry, gather, locate_texels, see_mesh
+from reconflow.progress import OnProgress, ignore_progress
+from reconflow.rendering.colour import linear_from_srgb, linear_from_srgb_u8, srgb_from_linear
+from reconflow.rendering.shade import render_textured
+
+Float32 = NDArray[np.float32]
+
+_QUALITY_UNUSABLE, _QUALITY_USABLE = 0.005, 0.03
+"""Below the first a texel takes its colour from its neighbours, above the second from the photos."""
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A photo as the fit uses it.
+
+    Attributes:
+        camera: Its camera, at this resolution.
+        linear: (H, W, 3) float32 linear light, as photographed.
+        coverage: (H, W) float32, how much of each pixel the object covers.
+    """
+
+    camera: PinholeCamera
+    linear: Float32
+    coverage: Float32
+
+    @property
+    def over_white(self) -> Float32:
+        """(H, W, 3) the photo with everything outside the object's mask white, linear light."""
+        return np.where((self.coverage >= 0.5)[..., None], self.linear, np.float32(1))
+
+
+def prepare_photo(view: View, camera: PinholeCamera, longest_side: int) -> Photo:
+    """Decode a photo, shrunk by whole factors so that its longest side is at most `longest_side` where it was larger.
+
+    Args:
+        view: The view.
+        camera: Its camera, at the photo's resolution.
+        longest_side: Pixels.
+    """
+    factor = max(1, -(-max(view.image_hw) // longest_side))
+    linear, coverage = linear_from_srgb_u8(view.rgb_srgb), view.alpha
+    if factor > 1:
+        height, width = (side // factor * factor for side in view.image_hw)
+        linear = _box_shrink(linear[:height, :width], factor)
+        coverage = _box_shrink(coverage[:height, :width, None], factor)[..., 0]
+        camera = camera.resized((view.image_hw[0] // factor, view.image_hw[1] // factor))
+    return Photo(camera, linear, coverage)
+
+
+def _box_shrink(image: Float32, factor: int) -> Float32:
+    height, width, channels = image.shape
+    blocks = image.reshape(height // factor, factor, width // factor, factor, channels)
+    shrunk: Float32 = blocks.mean(axis=(1, 3), dtype=np.float32)
+    return shrunk
+
+
+def fit_texture(
+    mesh: TriangleMesh,
+    atlas: Atlas,
+    photos: Sequence[Photo],
+    size: int,
+    steps: int,
+    on_progress: OnProgress = ignore_progress,
+) -> tuple[TexturedMesh, dict[str, object]]:
+    """Paint an unwrapped mesh so that its renders match the photos.
+
+    Args:
+        mesh: The surface.
+        atlas: Its unwrapping, made for `size`.
+        photos: The photos; their coverage must be consistent with the mesh's silhouettes to about a pixel.
+        size: Side of the texture, texels.
+        steps: Correction passes through the renderer.
+        on_progress: Receiver of progress.
+
+    Returns:
+        textured: The painted mesh.
+        statistics: `seen_share` of the covered texels and `rgb_mse` (linear light) before each pass.
+    """
+    total = steps + 2
+    face_id, bary = rasterize_atlas(atlas.uvs, atlas.uv_faces, size)
+    texels = locate_texels(mesh, face_id, bary)
+    geometry = [see_mesh(mesh, photo.camera) for photo in photos]
+    on_progress(1, total, "painting the texture")
+    colour, quality = gather(texels, geometry, [p.linear for p in photos], [_low_frequencies(p) for p in photos])
+    confidence = np.clip((quality - _QUALITY_UNUSABLE) / (_QUALITY_USABLE - _QUALITY_UNUSABLE), 0, 1)[:, None]
+    filled = _fill_unseen(mesh, texels, face_id, bary, colour, confidence[:, 0] > 0.5)
+    colour = confidence * colour + (1 - confidence) * filled
+    losses: list[list[float]] = []
+    texture = _spread(colour, texels)
+    for step in range(steps):
+        residuals, loss = _residuals(_encode(mesh, atlas, texture), photos, geometry)
+        losses.append([step, loss])
+        correction, _ = gather(texels, geometry, residuals, None)
+        colour = np.clip(colour + confidence * correction, 0, 1)
+        texture = _spread(colour, texels)
+        on_progress(step + 2, total, "fitting the texture")
+    on_progress(total, total, "texture done")
+    statistics: dict[str, object] = {"seen_share": float((quality > 0).mean()), "trusted_share": float((confidence > 0.5).mean()), "rgb_mse": losses}
+    return _encode(mesh, atlas, texture), statistics
+
+
+def _low_frequencies(photo: Photo) -> Float32:
+    """Blur a photo over a thirtieth of its side, within the object's mask, at an eighth of the resolution."""
+    height, width = photo.coverage.shape
+    factor = max(1, min(8, min(height, width) // 32))
+    rows, columns = height // factor * factor, width // factor * factor
+    inside = ndimage.binary_erosion(photo.coverage >= 0.999, iterations=2).astype(np.float32)
+    if not inside.any():
+        inside = photo.coverage
+    weighted = np.concatenate([photo.linear * inside[..., None], inside[..., None]], axis=2)
+    small = _box_shrink(weighted[:rows, :columns], factor)
+    sigma = max(height, width) / 30 / factor
+    blurred = np.stack([ndimage.gaussian_filter(small[..., c], sigma, mode="constant") for c in range(4)], axis=2)
+    low: Float32 = blurred[..., :3] / np.maximum(blurred[..., 3:], 1e-6)
+    return np.ascontiguousarray(low, np.float32)
+
+
+def _encode(mesh: TriangleMesh, atlas: Atlas, texture: Float32) -> TexturedMesh:
+    encoded = np.rint(srgb_from_linear(texture) * 255).astype(np.uint8)
+    return TexturedMesh(mesh, atlas.uvs, atlas.uv_faces, encoded)
+
+
+def _residuals(
+    textured: TexturedMesh, photos: Sequence[Photo], geometry: Sequence[ViewGeometry]
+) -> tuple[list[Float32], float]:
+    """Return photo minus render per view, linear light, 0 off the mesh; and the mean square over what is covered."""
+    residuals, total, count = [], 0.0, 0
+    for photo, view in zip(photos, geometry, strict=True):
+        rendered = linear_from_srgb(render_textured(textured, photo.camera, supersample=2).rgb_srgb)
+        on_mesh = view.depth > 0
+        residual = np.where(on_mesh[..., None], photo.linear - rendered, np.float32(0))
+        both = on_mesh & (photo.coverage >= 0.5)
+        total += float(np.square(residual[both], dtype=np.float64).sum())
+        count += 3 * int(both.sum())
+        residuals.append(residual)
+    return residuals, total / max(count, 1)
+
+
+def _spread(colour: Float32, texels: Texels) -> Float32:
+    """Write texel colours into a texture and fill everything between charts from their borders."""
+    texture = np.zeros((texels.size * texels.size, 3), np.float32)
+    filled = np.zeros(texels.size * texels.size, bool)
+    texture[texels.index] = colour
+    filled[texels.index] = True
+    shape = (texels.size, texels.size)
+    return dilate(texture.reshape(*shape, 3), filled.reshape(shape))
+
+
+def _fill_unseen(
+    mesh: TriangleMesh,
+    texels: Texels,
+    face_id: NDArray[np.int32],
+    bary: Float32,
+    colour: Float32,
+    seen: NDArray[np.bool_],
+) -> Float32:
+    """Continue the seen colours smoothly over the unseen surface: harmonic on the mesh's edges, 0.5 grey if none is seen.
+
+    Returns:
+        (N, 3) float32 a colour for every texel, of use where it is unseen.
+    """
+    count = len(mesh.vertices)
+    faces = mesh.faces[face_id.ravel()[texels.index]]
+    first_two = bary.reshape(-1, 2)[texels.index]
+    weights = np.stack([first_two[:, 0], first_two[:, 1], 1 - first_two.sum(axis=1)], axis=1)
+    sums, mass = np.zeros((count, 3)), np.zeros(count)
+    for corner in range(3):
+        share = weights[:, corner] * seen
+        mass += np.bincount(faces[:, corner], weights=share, minlength=count)
+        for channel in range(3):
+            sums[:, channel] += np.bincount(faces[:, corner], weights=share * colour[:, channel], minlength=count)
+    if not mass.any():
+        return np.full((len(texels.index), 3), 0.5, np.float32)
+    known = mass > 1e-6
+    vertex_colour = np.zeros((count, 3))
+    vertex_colour[known] = sums[known] / mass[known, None]
+    system = (edge_laplacian(mesh.faces, count) + sparse.diags(np.where(known, 1e3, 1e-6))).tocsr()
+    mean = vertex_colour[known].mean(axis=0)
+    right = np.where(known[:, None], 1e3 * vertex_colour, 1e-6 * mean)
+    inverse_diagonal = sparse.diags(1.0 / system.diagonal())
+    smooth = np.stack(
+        [cg(system, right[:, c], x0=np.full(count, mean[c]), rtol=1e-5, maxiter=400, M=inverse_diagonal)[0] for c in range(3)],
+        axis=1,
+    ).astype(np.float32)  # fmt: skip
+    filled = np.zeros((len(texels.index), 3), np.float32)
+    for corner in range(3):
+        filled += weights[:, corner : corner + 1].astype(np.float32) * smooth[faces[:, corner]]
+    return np.clip(filled, 0, 1)
