@@ -117,7 +117,7 @@ def read_view(
         facts = replace(facts, photo_hw=survey[files.photo].header.image_hw)
     findings = ViewFindings(facts)
     photo = _read_photo(folder, files, survey, layout, findings)
-    depth = _read_depth(folder, files, survey, findings)
+    depth = _read_depth(folder, files, survey, layout, findings)
     mask = _read_mask(folder, files, survey, findings)
     complete = photo is not None and all(file in survey for file in files.files)
     if photo is None or not complete or findings.faults:
@@ -167,7 +167,11 @@ def _read_photo(
 
 
 def _read_depth(
-    folder: DatasetFolder, files: ViewFiles, survey: dict[str, SurveyedFile], findings: ViewFindings
+    folder: DatasetFolder,
+    files: ViewFiles,
+    survey: dict[str, SurveyedFile],
+    layout: DatasetLayout | None,
+    findings: ViewFindings,
 ) -> DepthImage | None:
     if files.depth is None or files.depth not in survey:
         return None
@@ -179,17 +183,30 @@ def _read_depth(
     findings.facts = facts
     with collecting(findings.faults, files.depth):
         values = decode_depth(_content(folder, files.depth, survey), header, files.depth)
-        if facts.photo_hw is not None and abs(width * facts.photo_hw[0] / (height * facts.photo_hw[1]) - 1) > 0.02:
-            raise ValidationFailedError(
-                f"{files.depth} ({width} x {height}) has another aspect ratio than {files.photo} "
-                f"({facts.photo_hw[1]} x {facts.photo_hw[0]}).",
-                suggestion="Render photo and depth with one camera; their resolutions may differ, not their frame.",
-                file=files.depth,
-            )
+        _check_frame(files, facts, layout)
         findings.warnings += _check_depth(values, header.bits, files)
         unit = _MILLIMETRES if files.depth_encoding is DepthEncoding.METRIC_Z else None
         return DepthImage(values, 2**header.bits - 1, files.depth_encoding, unit)
     return None
+
+
+def _check_frame(files: ViewFiles, facts: ViewFacts, layout: DatasetLayout | None) -> None:
+    """Raise when a depth render cannot have the photo's frame: not square in a six-view folder, or another aspect."""
+    assert facts.depth_hw is not None
+    height, width = facts.depth_hw
+    if layout is DatasetLayout.SIX_VIEW:
+        wanted, agrees = "square", height == width
+    elif facts.photo_hw is not None:
+        wanted = f"in the proportions of {files.photo} ({facts.photo_hw[1]} x {facts.photo_hw[0]})"
+        agrees = abs(width * facts.photo_hw[0] / (height * facts.photo_hw[1]) - 1) <= 0.02
+    else:
+        return
+    if not agrees:
+        raise ValidationFailedError(
+            f"{files.depth} has {width} x {height} pixels; it has to be {wanted}.",
+            suggestion="Render photo and depth with one camera; their resolutions may differ, not their frame.",
+            file=files.depth,
+        )
 
 
 def _check_depth(values: NDArray[np.uint16], bits: int, files: ViewFiles) -> list[str]:
