@@ -43,11 +43,12 @@ def grain(points: Points, frequency: float) -> NDArray[np.float64]:
     return np.asarray(1.4 * np.sin(bent).mean(axis=1), dtype=np.float64)
 
 
-def wood(points: Points, light: str, dark: str, along: int = 0) -> Colours:
-    """Return planks' colour (N, 3): rings around an axis, stretched along it."""
-    stretched = points * np.where(np.arange(3) == along, 0.25, 1.0)
-    rings = 0.5 + 0.5 * np.sin(42.0 * stretched.sum(axis=1) + 3.0 * grain(stretched, 7.0))
-    return mix(colour(light), colour(dark), 0.75 * rings + 0.12 * grain(points, 60.0))
+def wood(points: Points, light: str, dark: str) -> Colours:
+    """Return the colour of turned wood (N, 3): warped year rings around an upright axis, with fine pores."""
+    x, y, z = points.T
+    radius = np.hypot(x + 0.9, z - 0.35) + 0.05 * grain(points, 4.0) + 0.12 * y
+    rings = np.mod(radius / 0.085, 1.0) ** 2
+    return mix(colour(light), colour(dark), np.clip(rings + 0.15 * grain(points, 55.0), 0.0, 1.0))
 
 
 @dataclass(frozen=True)

@@ -61,22 +61,22 @@ def _by_part(points: Points, parts: NDArray[np.int64], palette: tuple[str, ...])
 def _lantern() -> Shape:
     wooden, brass, enamel, roof, niche, wax, flame = range(7)
     solids = (
-        box(wooden, (0, -0.87, 0), (0.52, 0.07, 0.45), rounding=0.03),
-        box(brass, (0, -0.78, 0), (0.45, 0.035, 0.38), rounding=0.02),
-        box(enamel, (0, -0.26, 0), (0.40, 0.50, 0.33), rounding=0.05, taper=-0.1),
-        box(niche, (0, -0.1, 0.30), (0.19, 0.16, 0.17), rounding=0.01, taper=0.2).turned((_X, _Z)).removed(),
-        cylinder(niche, (0, 0.06, 0.30), 0.19, 0.16, rounding=0.01, taper=0.2).turned((_X, _Z)).removed(),
-        cylinder(wax, (0, -0.17, 0.21), 0.075, 0.13, rounding=0.015),
-        ellipsoid(flame, (0.005, 0.045, 0.21), (0.045, 0.09, 0.05)),
-        cylinder(niche, (0.06, -0.13, -0.34), 0.17, 0.13, rounding=0.02, taper=0.25).turned((_X, _BACK_Z)).removed(),
-        ellipsoid(brass, (0.06, -0.13, -0.20), (0.08, 0.08, 0.06)),
-        box(brass, (0, 0.25, 0), (0.45, 0.035, 0.38), rounding=0.02),
-        box(roof, (0, 0.43, 0), (0.27, 0.16, 0.23), rounding=0.01, taper=-0.56),
-        cylinder(brass, (0, 0.62, 0), 0.10, 0.06, rounding=0.015),
-        cylinder(brass, (0, 0.695, 0), 0.135, 0.035, rounding=0.02, taper=-0.35),
-        torus(brass, (0.02, 0.87, 0), 0.135, 0.032).turned(((0.9, 0, 0.43), (-0.43, 0, 0.9))),
-        torus(wooden, (-0.385, -0.15, -0.02), 0.20, 0.048, stretch=0.08).turned((_Y, _Z)).melted(0.05),
-        cylinder(brass, (0.425, -0.27, 0.05), 0.085, 0.07, rounding=0.025, taper=0.2).turned((_Y, _X)),
+        cylinder(wooden, (0, -0.85, 0), 0.64, 0.06, rounding=0.03),
+        box(brass, (0, -0.775, 0), (0.48, 0.035, 0.41), rounding=0.02),
+        box(enamel, (0, -0.27, 0), (0.43, 0.48, 0.36), rounding=0.05, taper=-0.08),
+        box(niche, (0, -0.13, 0.33), (0.19, 0.16, 0.17), rounding=0.01, taper=0.2).turned((_X, _Z)).removed(),
+        cylinder(niche, (0, 0.0, 0.33), 0.19, 0.16, rounding=0.01, taper=0.2).turned((_X, _Z)).removed(),
+        cylinder(wax, (0, -0.19, 0.24), 0.075, 0.13, rounding=0.015),
+        ellipsoid(flame, (0.005, 0.025, 0.24), (0.045, 0.09, 0.05)),
+        cylinder(niche, (0.06, -0.11, -0.37), 0.19, 0.13, rounding=0.02, taper=0.25).turned((_X, _BACK_Z)).removed(),
+        ellipsoid(brass, (0.06, -0.11, -0.23), (0.09, 0.09, 0.06)),
+        box(brass, (0, 0.235, 0), (0.49, 0.035, 0.42), rounding=0.02),
+        box(roof, (0, 0.405, 0), (0.30, 0.15, 0.26), rounding=0.01, taper=-0.56),
+        cylinder(brass, (0, 0.575, 0), 0.11, 0.055, rounding=0.015),
+        cylinder(brass, (0, 0.64, 0), 0.145, 0.035, rounding=0.02, taper=-0.35),
+        torus(brass, (0.02, 0.81, 0), 0.135, 0.034).turned(((0.9, 0, 0.43), (-0.43, 0, 0.9))),
+        torus(wooden, (-0.415, -0.13, -0.02), 0.21, 0.05, stretch=0.08).turned((_Y, _Z)).melted(0.05),
+        cylinder(brass, (0.455, -0.25, 0.05), 0.095, 0.075, rounding=0.025, taper=0.2).turned((_Y, _X)),
     )
 
     def paint(points: Points, parts: NDArray[np.int64]) -> Colours:
@@ -99,14 +99,14 @@ def _lantern() -> Shape:
         return np.where((parts == flame)[:, None], mix(colour("#fff2a8"), colour("#f2711c"), tip), colours)
 
     prints = (
-        Print("RECONFLOW", (0, -0.575, 0.34), *FRONT, 0.70, "#173f5f", reach=0.06),
-        Print("BACK", (0, -0.575, -0.34), *BACK, 0.36, "#7d1f3c", reach=0.06),
-        Print("LEFT", (0.4, -0.575, 0), *LEFT, 0.33, "#2d5d2a", reach=0.06),
-        Print("RIGHT", (-0.4, -0.575, 0), *RIGHT, 0.38, "#3d2c6e", reach=0.06),
-        Print("TOP", (0, 0.4, -0.26), *TOP, 0.26, "#fff6e2", reach=0.2),
-        Print("BOTTOM", (0, -0.94, 0), *BOTTOM, 0.7, "#fff6e2", reach=0.03),
+        Print("RECONFLOW", (0, -0.575, 0.37), *FRONT, 0.74, "#173f5f", reach=0.06),
+        Print("BACK", (0, -0.575, -0.37), *BACK, 0.38, "#7d1f3c", reach=0.06),
+        Print("LEFT", (0.44, -0.575, 0), *LEFT, 0.35, "#2d5d2a", reach=0.06),
+        Print("RIGHT", (-0.44, -0.575, 0), *RIGHT, 0.42, "#3d2c6e", reach=0.06),
+        Print("TOP", (0, 0.4, -0.29), *TOP, 0.28, "#fff6e2", reach=0.2),
+        Print("BOTTOM", (0, -0.91, 0), *BOTTOM, 0.8, "#fff6e2", reach=0.03),
     )
-    return Shape(solids, (0.7, 1.1, 0.55), paint, prints, "studio", 2)
+    return Shape(solids, (0.75, 1.05, 0.7), paint, prints, "studio", 2)
 
 
 def _mug() -> Shape:
@@ -171,7 +171,7 @@ def _posts() -> Shape:
         Print("BACK", (0, 0.78, -0.47), *BACK, 0.4, "#ffd166", reach=0.05),
         Print("SEAT", (0, -0.06, 0.0), *TOP, 0.5, "#8a1c1c", reach=0.03),
     )
-    return Shape(solids, (0.6, 1.0, 0.6), paint, prints, "uniform", 6)
+    return Shape(solids, (0.6, 1.0, 0.6), paint, prints, "uniform", 5)
 
 
 def _box() -> Shape:
