@@ -15,7 +15,6 @@ import secrets
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,7 +35,7 @@ def is_server_configured() -> bool:
 
 
 def client_settings(home: Path) -> dict[str, str]:
-    """Return the environment that keeps Prefect in `home`, off the network and quiet on the console.
+    """Return the environment that keeps Prefect in `home`, and off the network.
 
     Args:
         home: Folder of the embedded Prefect: the run history, nothing else.
@@ -51,7 +50,6 @@ def client_settings(home: Path) -> dict[str, str]:
         "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "DO_NOT_TRACK": "1",
     }
 

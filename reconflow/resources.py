@@ -9,11 +9,20 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from reconflow.errors import DiskFullError, MemoryExhaustedError
+from reconflow.nvdiffrec.options import FitSettings
 
 MIB = 1 << 20
 GIB = 1 << 30
+
+BASE_BYTES: Final = 400 * MIB
+BYTES_PER_PHOTO_PIXEL: Final = 16
+BYTES_PER_CELL: Final = 16
+BYTES_PER_FIT_PIXEL: Final = 200
+BYTES_PER_TEXEL: Final = 60
+BYTES_PER_FACE: Final = 1500
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,26 @@ class Needs:
 
     memory_bytes: int
     disk_bytes: int
+
+
+def estimate_needs(pixels: int, views: int, settings: FitSettings) -> Needs:
+    """Estimate what a run needs, from above.
+
+    Args:
+        pixels: Of all photos together.
+        views: How many photos there are.
+        settings: The numbers that the model runs with.
+    """
+    memory = (
+        BASE_BYTES
+        + pixels * BYTES_PER_PHOTO_PIXEL
+        + settings.grid_resolution**3 * BYTES_PER_CELL
+        + views * settings.resolution**2 * BYTES_PER_FIT_PIXEL
+        + settings.texture_size**2 * BYTES_PER_TEXEL
+        + settings.target_faces * BYTES_PER_FACE
+    )
+    disk = 64 * MIB + settings.texture_size**2 * 16 + settings.target_faces * 600
+    return Needs(memory, disk)
 
 
 def available_memory_bytes() -> int | None:

@@ -6,20 +6,19 @@ A run becomes visible with its `manifest.json`, which is written last: a folder 
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from reconflow.errors import (
     DiskFullError,
-    IncompleteResultsError,
     JobNotFoundError,
     StorageUnreachableError,
     ValidationFailedError,
 )
+from reconflow.outputs.package import Manifest, read_manifest
 from reconflow.outputs.runs import check_run_id
 
 
@@ -57,7 +56,7 @@ class ArtifactStore(Protocol):
     def run_ids(self) -> list[str]:
         """Return the identifiers of the published runs, sorted."""
 
-    def read_manifest(self, run_id: str) -> dict[str, Any]:
+    def read_manifest(self, run_id: str) -> Manifest:
         """Return a published run's manifest."""
 
 
@@ -118,25 +117,20 @@ class LocalStore:
         """Return the identifiers of the runs that have a manifest, sorted."""
         return sorted(manifest.parent.name for manifest in (self.folder / "runs").glob("*/manifest.json"))
 
-    def read_manifest(self, run_id: str) -> dict[str, Any]:
+    def read_manifest(self, run_id: str) -> Manifest:
         """Return a run's manifest.
 
         Raises:
-            JobNotFoundError: There is no such run, or it has not finished.
+            JobNotFoundError: There is no such run.
+            JobNotReadyError: It has not finished.
             IncompleteResultsError: The manifest is damaged.
         """
-        path = self.folder / "runs" / check_run_id(run_id) / "manifest.json"
-        try:
-            manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
+        root = self.folder / "runs" / check_run_id(run_id)
+        if not root.is_dir():
             raise JobNotFoundError(
-                f"There is no finished run {run_id}.", suggestion="Check the run id and the folder.", run_id=run_id
-            ) from None
-        except ValueError as error:
-            raise IncompleteResultsError(
-                f"The manifest of run {run_id} is damaged.", suggestion="Run the reconstruction again.", run_id=run_id
-            ) from error
-        return manifest
+                f"There is no run {run_id}.", suggestion="Check the run id and the folder.", run_id=run_id
+            )
+        return read_manifest(root)
 
 
 def open_store(uri: str | Path) -> ArtifactStore:

@@ -1,0 +1,218 @@
+"""The console command `reconflow`: options in, progress and results out. Decides nothing about the work itself.
+
+Heavy packages are imported after the first line of feedback, never before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+import reconflow
+from flows.console import show_error, show_summary, show_validation, showing_progress
+from reconflow.errors import Cancelled, ReconflowError, ValidationFailedError
+from reconflow.nvdiffrec.options import Preset
+from reconflow.progress import OnProgress
+from reconflow.request import ModelName, RunRequest
+
+EXIT_FAILED = 1
+EXIT_CANCELLED = 130
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Six pictures of an object in, a measured, textured 3D mesh out.",
+)
+
+
+@app.command("run")
+def run_command(
+    dataset: Annotated[Path, typer.Argument(help="Folder with multi_views/ and depth_renders/, or a transforms.json.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Results go to runs/<run id> in this folder.")] = Path("out"),
+    preset: Annotated[Preset, typer.Option(help="How much work to spend.")] = Preset.STANDARD,
+    model: Annotated[ModelName, typer.Option(help="Which reconstruction model runs.")] = ModelName.NVDIFFREC,
+    seed: Annotated[int, typer.Option(help="Seeds every random choice.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Iterations of the geometry fit.")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Longest image side of the fit, pixels.")] = None,
+    texture_size: Annotated[int | None, typer.Option(help="Side of the texture, texels.")] = None,
+    faces: Annotated[int | None, typer.Option("--faces", help="Upper bound on the mesh's triangles.")] = None,
+    fov: Annotated[float | None, typer.Option("--fov", help="Horizontal field of view, degrees, when known.")] = None,
+    object_size: Annotated[float | None, typer.Option(help="Longest side of the object, metres.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")] = False,  # noqa: FBT002
+    use_prefect: Annotated[bool, typer.Option("--prefect/--no-prefect", help="Run as a Prefect flow.")] = True,  # noqa: FBT002
+) -> None:
+    """Reconstruct one object."""
+    console = Console(stderr=True)
+    with reporting_errors(console, as_json=as_json):
+        request = make_request(
+            dataset=str(dataset), out=str(out), preset=preset, model=model, seed=seed, steps=steps,
+            resolution=resolution, texture_size=texture_size, target_faces=faces, fov_deg=fov,
+            object_size_m=object_size,
+        )  # fmt: skip
+        title = f"{dataset.resolve().name} · {model} · {preset}"
+        with showing_progress(console, title) as report, stopping_between_steps(console, report) as on_progress:
+            on_progress(0, 1, "starting")
+            summary = run_flow(request, on_progress) if use_prefect else run_plainly(request, on_progress)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2, sort_keys=True))
+    else:
+        show_summary(console, summary)
+
+
+@app.command("validate")
+def validate_command(
+    dataset: Annotated[Path, typer.Argument(help="The dataset's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on standard output.")] = False,  # noqa: FBT002
+) -> None:
+    """Check a dataset without reconstructing it."""
+    console = Console(stderr=True)
+    from reconflow.datasets.loading import validate_dataset
+
+    report = validate_dataset(dataset)
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2, sort_keys=True))
+    else:
+        show_validation(console, report.to_dict())
+    with reporting_errors(console, as_json=False):
+        report.raise_faults()
+    if not as_json:
+        console.print("[green]The dataset can be used.[/green]")
+
+
+@app.command("doctor")
+def doctor_command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder that results would go to.")] = Path("out"),
+) -> None:
+    """Say what this machine has and whether a run can start."""
+    from flows.doctor import examine_machine, show_findings
+
+    findings = examine_machine(out)
+    show_findings(Console(), findings)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def make_request(**values: Any) -> RunRequest:
+    """Build a request from options.
+
+    Raises:
+        ValidationFailedError: An option is out of range; details list every fault.
+    """
+    try:
+        return RunRequest(**values)
+    except ValidationError as error:
+        faults = [
+            {"code": "VALIDATION_FAILED", "file": ".".join(map(str, fault["loc"])), "message": fault["msg"]}
+            for fault in error.errors()
+        ]
+        raise ValidationFailedError(
+            " ".join(f"{fault['file']}: {fault['message']}." for fault in faults),
+            suggestion="See reconflow run --help for the options.",
+            faults=faults,
+        ) from None
+
+
+def run_flow(request: RunRequest, on_progress: OnProgress) -> dict[str, Any]:
+    """Run the flow `reconstruct` in this process, on the configured Prefect server or on an embedded one."""
+    from flows.embedded import EmbeddedServer, is_server_configured
+
+    server = None if is_server_configured() else EmbeddedServer(Path(request.out).expanduser() / ".prefect")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    with server or nullcontext():
+        from flows.in_process import call_flow
+
+        if server is not None:
+            server.wait()
+        return call_flow(request, on_progress)
+
+
+def run_plainly(request: RunRequest, on_progress: OnProgress) -> dict[str, Any]:
+    """Run the same stages without Prefect."""
+    from reconflow.pipeline import run_pipeline
+
+    return run_pipeline(request, on_progress)
+
+
+@contextmanager
+def reporting_errors(console: Console, *, as_json: bool) -> Iterator[None]:
+    """Turn a failure of the body into a panel (or JSON) and an exit code, without a traceback."""
+    try:
+        yield
+    except ReconflowError as error:
+        if as_json:
+            typer.echo(json.dumps({"error": error.to_dict()}, indent=2, sort_keys=True))
+        show_error(console, error)
+        raise typer.Exit(EXIT_CANCELLED if isinstance(error, Cancelled) else EXIT_FAILED) from None
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+        raise typer.Exit(EXIT_CANCELLED) from None
+
+
+@contextmanager
+def stopping_between_steps(console: Console, on_progress: OnProgress) -> Iterator[OnProgress]:
+    """Let the first Ctrl-C stop the work at its next step, cleanly, and the second one at once.
+
+    Args:
+        console: Told that the first one was heard.
+        on_progress: The receiver to wrap.
+    """
+    asked = threading.Event()
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        console.print("Stopping after this step; press Ctrl-C again to stop at once.")
+
+    def report(step: int, total: int, message: str) -> None:
+        if asked.is_set():
+            raise Cancelled("The run was cancelled.", suggestion="Run the same command again to start over.")
+        on_progress(step, total, message)
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield report
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,  # noqa: FBT002
+) -> None:
+    if version:
+        typer.echo(f"reconflow {reconflow.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+
+def run_from_module() -> NoReturn:
+    """Serve `python -m flows.reconstruct ...` as `reconflow run ...`."""
+    app(args=["run", *sys.argv[1:]], prog_name="python -m flows.reconstruct")
+    raise SystemExit(0)
+
+
+def main() -> None:
+    """Serve the console command."""
+    app(prog_name="reconflow")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""What the command line shows: progress, results and failures. Knows Rich; starts nothing.
+
+Everything goes to standard error except what a program would read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from reconflow.errors import ReconflowError
+from reconflow.progress import OnProgress
+
+LINE_INTERVAL_S: Final = 10.0
+_TOTAL: Final = 1000
+_MAX_FAULTS: Final = 20
+_STATUS_STYLE: Final = {"normal": "green", "warning": "yellow", "failure": "red"}
+
+
+def remaining_s(elapsed_s: float, fraction: float) -> float | None:
+    """Return the seconds left when progress goes on as it did; None while there is too little to go by.
+
+    Args:
+        elapsed_s: Since the start.
+        fraction: Done, 0 to 1.
+    """
+    return elapsed_s * (1.0 - fraction) / fraction if fraction >= 0.02 else None
+
+
+def clock_text(seconds: float | None) -> str:
+    """Return minutes and seconds, or dashes for an unknown time."""
+    return "-:--" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+class _RemainingColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        left = remaining_s(task.elapsed or 0.0, task.completed / _TOTAL)
+        return Text(f"{clock_text(left)} left", style="progress.remaining")
+
+
+class LineReporter:
+    """Progress as plain lines, for logs: one when the work changes its stage, else one every few seconds.
+
+    Args:
+        console: Where the lines go.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._started_s = clock()
+        self._printed_s = float("-inf")
+        self._work = ""
+
+    def __call__(self, step: int, total: int, message: str) -> None:
+        """Print a line when it is due."""
+        work = message.split(":")[0]
+        if work == self._work and self._clock() - self._printed_s < LINE_INTERVAL_S and step < total:
+            return
+        elapsed_s = self._clock() - self._started_s
+        left = clock_text(remaining_s(elapsed_s, step / total))
+        self._console.print(
+            f"{100 * step / total:3.0f} %  {clock_text(elapsed_s)}  {message}  ({left} left)", highlight=False
+        )
+        self._printed_s, self._work = self._clock(), work
+
+
+@contextmanager
+def showing_progress(console: Console, title: str) -> Iterator[OnProgress]:
+    """Show a bar with the time left on a terminal, plain lines elsewhere.
+
+    Args:
+        console: Where it is shown.
+        title: What is being done.
+    """
+    if not console.is_terminal:
+        console.print(title, highlight=False)
+        yield LineReporter(console)
+        return
+    columns = (
+        TextColumn("[bold]{task.fields[title]}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        _RemainingColumn(),
+        TextColumn("[dim]{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        row = bar.add_task("starting", total=_TOTAL, title=title)
+
+        def report(step: int, total: int, message: str) -> None:
+            bar.update(row, completed=_TOTAL * step / max(total, 1), description=message)
+
+        yield report
+
+
+def show_error(console: Console, error: ReconflowError) -> None:
+    """Show a failure: what, the faults one by one, and the way out."""
+    parts: list[Any] = []
+    faults = error.details.get("faults")
+    if isinstance(faults, list) and len(faults) > 1:
+        parts.append(Text(f"The dataset {error.details.get('dataset', '')} has {len(faults)} faults:"))
+        parts += [_fault_row(fault) for fault in faults[:_MAX_FAULTS]]
+        if len(faults) > _MAX_FAULTS:
+            parts.append(Text(f"  … and {len(faults) - _MAX_FAULTS} more"))
+    else:
+        parts.append(Text(error.message))
+    parts += [Text(""), Text.assemble(("What to do: ", "bold"), error.suggestion)]
+    console.print(Panel(Group(*parts), title=Text(str(error.code), "bold red"), title_align="left", border_style="red"))
+
+
+def show_summary(console: Console, summary: dict[str, Any]) -> None:
+    """Show what came out of a run and where it lies."""
+    table = Table.grid(padding=(0, 2))
+    status = str(summary["status"])
+    table.add_row("status", Text(status, _STATUS_STYLE.get(status, "")))
+    table.add_row("quality", f"PSNR {summary['psnr_db']:.2f} dB, SSIM {summary['ssim']:.4f}")
+    table.add_row("mesh", f"{summary['faces']} triangles, {summary['vertices']} vertices")
+    table.add_row("cameras", f"field of view {summary['fov_x_deg']:.2f}° ({summary['cameras']})")
+    table.add_row("took", f"{clock_text(summary['seconds'])}, {summary['peak_rss_bytes'] / (1 << 30):.1f} GiB at most")
+    table.add_row("mesh file", f"{summary['location']}/{summary['mesh']}")
+    table.add_row("report", f"{summary['location']}/report.html")
+    console.print(Panel(table, title=f"run {summary['run_id']}", title_align="left", border_style="green"))
+    for warning in summary["warnings"]:
+        console.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
+
+
+def show_validation(console: Console, report: dict[str, Any]) -> None:
+    """Show what validation found out about a dataset."""
+    table = Table(title=f"{report['name']}: {report['layout'] or 'unknown layout'}", title_justify="left")
+    for column in ("view", "photo", "object", "mask from", "depth"):
+        table.add_column(column)
+    for view in report["views"]:
+        photo, depth = view["photo_hw"], view["depth_hw"]
+        table.add_row(
+            view["name"],
+            f"{photo[1]} × {photo[0]}" if photo else "unreadable",
+            f"{100 * view['coverage']:.0f} %" if view["coverage"] is not None else "",
+            view["mask_source"] or "",
+            f"{depth[1]} × {depth[0]}, {view['depth_bits']} bit" if depth else "none",
+        )
+    console.print(table)
+    for warning in report["warnings"]:
+        console.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
+
+
+def _fault_row(fault: dict[str, Any]) -> Padding:
+    line = Text.assemble((f"{fault['code']} ", "red"), (f"{fault['file'] or 'dataset'}: ", "bold"), fault["message"])
+    return Padding(line, (0, 0, 0, 2))

@@ -1,0 +1,33 @@
+"""Calling the flow from a command and waiting for it, with everything Prefect holds back written before it returns."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from prefect.exceptions import CancelledRun
+from prefect.logging.handlers import APILogHandler
+
+from flows.reconstruct import reconstruct
+from reconflow.errors import Cancelled
+from reconflow.progress import OnProgress
+from reconflow.request import RunRequest
+from tasks.reporting import listening
+
+
+def call_flow(request: RunRequest, on_progress: OnProgress | None = None) -> dict[str, Any]:
+    """Run `reconstruct` in this process and return its summary.
+
+    Args:
+        request: What to reconstruct.
+        on_progress: Hears the whole run's progress; may raise `Cancelled`.
+
+    Raises:
+        ReconflowError: Why the run failed, as recorded in its state and its `error.json`.
+    """
+    try:
+        with listening(on_progress):
+            return cast("dict[str, Any]", reconstruct(request))
+    except CancelledRun as error:
+        raise Cancelled("The run was cancelled.", suggestion="Run the same command again to start over.") from error
+    finally:
+        APILogHandler().flush()

@@ -1,0 +1,66 @@
+"""The registry of reconstruction models and the interface they share. Adding one is a folder and a line here."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from reconflow.errors import ModelUnavailableError
+from reconflow.progress import OnProgress
+
+if TYPE_CHECKING:
+    from reconflow.cameras.calibration import Calibration
+    from reconflow.datasets.dataset import Dataset
+    from reconflow.reconstruction import Reconstruction
+
+
+class ReconstructionModel(Protocol):
+    """A model that turns calibrated views into a textured mesh."""
+
+    name: str
+    version: str
+
+    def load(self, device: str) -> None:
+        """Make ready to reconstruct: weights, compiled kernels."""
+
+    def reconstruct(
+        self, dataset: Dataset, calibration: Calibration, options: Any, on_progress: OnProgress
+    ) -> Reconstruction:
+        """Reconstruct the object; may be called again."""
+
+    def release(self) -> None:
+        """Give the memory back."""
+
+
+MODELS: Final[dict[str, str]] = {"nvdiffrec": "reconflow.nvdiffrec.model:NvdiffrecModel"}
+"""Model name -> where its class is; imported when the model is first asked for."""
+
+_ready: dict[tuple[str, str], ReconstructionModel] = {}
+
+
+def ready_model(name: str, device: str) -> ReconstructionModel:
+    """Return a loaded model, loading it unless this process has done so.
+
+    Args:
+        name: A key of `MODELS`.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        ModelUnavailableError: This version has no such model.
+    """
+    if name not in MODELS:
+        raise ModelUnavailableError(
+            f"There is no model named {name!r}.", suggestion=f"Choose one of: {', '.join(sorted(MODELS))}.", model=name
+        )
+    if (name, device) not in _ready:
+        module, attribute = MODELS[name].split(":")
+        model = cast("ReconstructionModel", getattr(importlib.import_module(module), attribute)())
+        model.load(device)
+        _ready[name, device] = model
+    return _ready[name, device]
+
+
+def release_models() -> None:
+    """Release every loaded model."""
+    while _ready:
+        _ready.popitem()[1].release()

@@ -1,0 +1,242 @@
+"""Which facts of a run go into which of its files, put together from the writers in `reconflow.outputs`.
+
+No formats here, and no decisions about the order of the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import reconflow
+from reconflow.cameras.calibration import Calibration
+from reconflow.cameras.camera import PinholeCamera
+from reconflow.cameras.formats import format_nerf, format_nerfstudio
+from reconflow.datasets.dataset import Dataset
+from reconflow.errors import ReconflowError
+from reconflow.outputs.files import write_json
+from reconflow.outputs.glb import write_glb
+from reconflow.outputs.obj import write_obj, write_texture
+from reconflow.outputs.package import UNIT_TEXT, ManifestFacts, RunStatus, ScaleSource, write_package
+from reconflow.outputs.ply import write_ply
+from reconflow.outputs.report import CalibrationSummary, ReportData, write_report
+from reconflow.outputs.runs import RunLayout
+from reconflow.quality.report import QualityReport
+from reconflow.reconstruction import Reconstruction
+from reconflow.request import RunRequest
+from reconflow.resources import GIB, describe_machine
+from reconflow.result_frame import ResultFrame
+from reconflow.stage_results import CamerasResult, DatasetResult, InferResult, StageRecord, StageResult
+
+LICENCES: Final = {"reconflow": "Apache-2.0"}
+AnyResult = TypeVar("AnyResult", bound=StageResult)
+_METHOD_TEXTS: Final = {
+    "given": "The cameras came with the dataset and were checked against its pictures.",
+    "depth": "The cameras were found from silhouettes and depth.",
+    "silhouettes": "The cameras were found from silhouettes alone.",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class RunFacts:
+    """Everything that the last files of a run are made of.
+
+    Attributes:
+        request: What was asked for.
+        results: The stages' results, in order.
+        orchestration: Identifiers of whoever ran the stages.
+    """
+
+    request: RunRequest
+    results: Sequence[StageResult]
+    orchestration: dict[str, Any]
+
+    def result(self, kind: type[AnyResult]) -> AnyResult | None:
+        """Return the result of one kind, if that stage has run."""
+        return next((result for result in self.results if isinstance(result, kind)), None)
+
+    @property
+    def records(self) -> list[StageRecord]:
+        """What each stage took."""
+        return [result.record for result in self.results]
+
+
+def write_meshes(
+    layout: RunLayout, reconstruction: Reconstruction, frame: ResultFrame, dataset_digest: str
+) -> tuple[Path, ...]:
+    """Write GLB, OBJ with material and texture, PLY, and the cameras in the mesh's frame.
+
+    Args:
+        layout: Where they go.
+        reconstruction: Mesh and cameras in the result's frame.
+        frame: What that frame is.
+        dataset_digest: SHA-256 of the input, for the GLB's provenance.
+
+    Returns:
+        The files.
+    """
+    textured, unit = reconstruction.textured, UNIT_TEXT[frame.source]
+    extras = {
+        "generator": f"reconflow {reconflow.__version__}",
+        "model": layout.model,
+        "unit": unit,
+        "dataset_sha256": dataset_digest,
+    }
+    write_texture(textured, layout.texture_kd)
+    write_obj(textured, layout.obj, layout.mtl, layout.texture_kd, unit=unit)
+    write_ply(textured, layout.ply, unit=unit)
+    write_glb(textured, layout.glb, extras=extras)
+    write_json(layout.transforms, cameras_file(reconstruction.cameras, unit))
+    return layout.glb, layout.obj, layout.mtl, layout.texture_kd, layout.ply, layout.transforms
+
+
+def cameras_file(cameras: Sequence[PinholeCamera], unit: str) -> dict[str, Any]:
+    """Return the run's `transforms.json`: NeRF's convention where it can say the cameras, else nerfstudio's.
+
+    Args:
+        cameras: In the mesh's frame.
+        unit: What one unit is, for people.
+    """
+    extras = {"world_up": "+y", "unit": unit}
+    if all(_is_plain(camera, cameras[0]) for camera in cameras):
+        return format_nerf(cameras, extras=extras)
+    return format_nerfstudio(cameras, folder="multi_views", **extras)
+
+
+def write_run_facts(layout: RunLayout, facts: RunFacts, status: RunStatus) -> None:
+    """Write `run.json`: what differs between two equal runs."""
+    write_json(
+        layout.run,
+        {
+            "run_id": layout.run_id,
+            "model": layout.model,
+            "status": status.value,
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(sum(record.seconds for record in facts.records), 3),
+            "peak_rss_bytes": max((record.peak_rss_bytes for record in facts.records), default=0),
+            "stages": [record.model_dump() for record in facts.records],
+            "results": {result.record.stage: result.model_dump(mode="json") for result in facts.results},
+            "machine": describe_machine(),
+            "orchestration": facts.orchestration,
+        },
+    )
+
+
+def manifest_facts(facts: RunFacts) -> ManifestFacts | None:
+    """Return what the manifest says of a run beside its files; None when the dataset was not read.
+
+    Nothing in it differs between two equal runs.
+    """
+    dataset = facts.result(DatasetResult)
+    if dataset is None:
+        return None
+    inferred, cameras = facts.result(InferResult), facts.result(CamerasResult)
+    known = {"field_of_view_deg": cameras.fov_x_deg, "calibration": cameras.method} if cameras is not None else {}
+    return ManifestFacts(
+        model=facts.request.model,
+        scale=ScaleSource(inferred.frame["source"]) if inferred is not None else ScaleSource.UNIT_RADIUS,
+        world_up=dataset.world_up,
+        options={
+            **facts.request.model_dump(mode="json", exclude={"dataset", "out"}),
+            "settings": facts.request.options().settings().model_dump(),
+            **known,
+        },
+        seed=facts.request.seed,
+        engines={"rendering": "cpu"},
+        dataset_name=dataset.name,
+        dataset_digest=dataset.digest,
+        input_hashes=dataset.file_hashes,
+        licences=LICENCES,
+    )
+
+
+def write_run_report(
+    layout: RunLayout,
+    facts: RunFacts,
+    dataset: Dataset,
+    calibration: Calibration,
+    reconstruction: Reconstruction,
+    measured: QualityReport,
+    frame_source: ScaleSource,
+) -> None:
+    """Write `report.html`.
+
+    Args:
+        layout: Where it goes.
+        facts: Of the run.
+        dataset: The input.
+        calibration: Where the cameras came from.
+        reconstruction: Mesh and cameras in the result's frame.
+        measured: The quality.
+        frame_source: What one unit is.
+    """
+    request = facts.request
+    seconds = {record.stage: record.seconds for record in facts.records}
+    peak = max(record.peak_rss_bytes for record in facts.records)
+    write_report(
+        layout.report,
+        ReportData(
+            title=dataset.name,
+            subtitle=f"{request.model}, {request.preset}, run {layout.run_id}, reconflow {reconflow.__version__}",
+            textured=reconstruction.textured,
+            cameras=reconstruction.cameras,
+            dataset=dataset,
+            quality=measured,
+            calibration=calibration_summary(calibration),
+            unit=UNIT_TEXT[frame_source],
+            turntable=layout.turntable.read_bytes(),
+            losses=reconstruction.statistics.get("losses", {}),
+            timings_s=seconds,
+            machine={
+                "peak memory": f"{peak / GIB:.2f} GiB",
+                **{name.replace("_", " "): str(value) for name, value in describe_machine().items()},
+            },
+            options=request.options().settings().model_dump(),
+            warnings=(*dataset.warnings, *calibration.warnings, *measured.reasons),
+            licences=LICENCES,
+        ),
+    )
+
+
+def calibration_summary(calibration: Calibration) -> CalibrationSummary:
+    """Return where the cameras came from, in words."""
+    sure = (
+        ""
+        if calibration.method == "given"
+        else f"field of view known to ±{calibration.fov_uncertainty_deg:.2f}°, confidence {calibration.confidence:.2f}"
+    )
+    return CalibrationSummary(
+        source=_METHOD_TEXTS[calibration.method],
+        confidence=sure,
+        residuals=calibration.residuals,
+        notes=calibration.warnings,
+    )
+
+
+def _is_plain(camera: PinholeCamera, first: PinholeCamera) -> bool:
+    (fx, fy), (cx, cy), (height, width) = camera.focal_px, camera.centre_px, camera.image_hw
+    square = abs(fx / fy - 1) <= 1e-9
+    centred = abs(cx - width / 2) <= 1e-6 * width and abs(cy - height / 2) <= 1e-6 * height
+    return square and centred and abs(camera.fov_x_rad - first.fov_x_rad) <= 1e-9
+
+
+def write_failure(layout: RunLayout, facts: RunFacts, error: ReconflowError) -> None:
+    """Write `error.json`, `run.json`, and the manifest of a run that failed before its end.
+
+    Args:
+        layout: The run.
+        facts: Of the stages that finished.
+        error: Why it failed.
+    """
+    write_json(layout.error, error_facts(layout, facts, error))
+    write_run_facts(layout, facts, RunStatus.FAILED)
+    write_package(layout, manifest_facts(facts), status=RunStatus.FAILED)
+
+
+def error_facts(layout: RunLayout, facts: RunFacts, error: ReconflowError) -> dict[str, Any]:
+    """Return the content of `error.json`."""
+    done = [record.stage for record in facts.records]
+    return {**error.to_dict(), "run_id": layout.run_id, "model": layout.model, "finished_stages": done}

@@ -1,0 +1,151 @@
+"""How stages hand arrays to each other: one .npz file with a JSON part, never pickled, named with its checksum.
+
+Only intermediate files; the formats that users open live in `reconflow.outputs`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from reconflow.cameras.calibration import Calibration
+from reconflow.cameras.camera import PinholeCamera
+from reconflow.errors import IncompleteResultsError
+from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
+from reconflow.outputs.files import replacing, sha256_of
+from reconflow.reconstruction import Reconstruction
+
+_FACTS = "facts_json"
+
+
+class FileRef(BaseModel, frozen=True, extra="forbid"):
+    """A file of a run by name and content, cheap to pass between stages."""
+
+    path: str
+    """Relative to the folder that the stage works in, with forward slashes."""
+    sha256: str
+    bytes: int
+
+
+def file_ref(path: Path, folder: Path) -> FileRef:
+    """Describe a file that has just been written.
+
+    Args:
+        path: The file.
+        folder: The folder that the reference is relative to.
+    """
+    return FileRef(path=path.relative_to(folder).as_posix(), sha256=sha256_of(path), bytes=path.stat().st_size)
+
+
+def resolve(ref: FileRef, folder: Path) -> Path:
+    """Return a referenced file's path after checking that it still is what it was.
+
+    Raises:
+        IncompleteResultsError: The file is missing or its content has changed.
+    """
+    path = folder / ref.path
+    if not path.is_file():
+        raise _damaged(ref, "is missing")
+    if path.stat().st_size != ref.bytes or sha256_of(path) != ref.sha256:
+        raise _damaged(ref, "has changed since it was written")
+    return path
+
+
+def save_arrays(path: Path, arrays: dict[str, NDArray[Any]], facts: dict[str, Any]) -> None:
+    """Write named arrays and a JSON-able object into one .npz file; equal input gives equal bytes."""
+    encoded = json.dumps(facts, sort_keys=True).encode("utf-8")
+    with replacing(path) as stream:
+        np.savez(stream, allow_pickle=False, **arrays, **{_FACTS: np.frombuffer(encoded, np.uint8)})
+
+
+def load_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Read what `save_arrays` wrote."""
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    facts: dict[str, Any] = json.loads(arrays.pop(_FACTS).tobytes())
+    return arrays, facts
+
+
+def camera_to_dict(camera: PinholeCamera) -> dict[str, Any]:
+    """Return a camera as a JSON-able object, exactly."""
+    return {
+        "name": camera.name,
+        "focal_px": list(camera.focal_px),
+        "centre_px": list(camera.centre_px),
+        "cam_from_world": camera.cam_from_world.tolist(),
+        "image_hw": list(camera.image_hw),
+    }
+
+
+def camera_from_dict(facts: dict[str, Any]) -> PinholeCamera:
+    """Read what `camera_to_dict` returned."""
+    return PinholeCamera(
+        name=facts["name"],
+        focal_px=(facts["focal_px"][0], facts["focal_px"][1]),
+        centre_px=(facts["centre_px"][0], facts["centre_px"][1]),
+        cam_from_world=np.array(facts["cam_from_world"], np.float64),
+        image_hw=(facts["image_hw"][0], facts["image_hw"][1]),
+    )
+
+
+def save_calibration(path: Path, calibration: Calibration) -> None:
+    """Write the cameras and what is known of them for the stages that follow."""
+    facts = {field.name: getattr(calibration, field.name) for field in fields(calibration)}
+    facts["cameras"] = [camera_to_dict(camera) for camera in calibration.cameras]
+    save_arrays(path, {}, facts)
+
+
+def load_calibration(path: Path) -> Calibration:
+    """Read what `save_calibration` wrote."""
+    _, facts = load_arrays(path)
+    facts["cameras"] = tuple(camera_from_dict(camera) for camera in facts["cameras"])
+    facts["depth_scales"] = tuple(facts["depth_scales"])
+    facts["warnings"] = tuple(facts["warnings"])
+    return Calibration(**facts)
+
+
+def save_reconstruction(path: Path, reconstruction: Reconstruction) -> None:
+    """Write a model's result for the stages that follow."""
+    textured = reconstruction.textured
+    arrays: dict[str, NDArray[Any]] = {
+        "vertices": textured.mesh.vertices,
+        "faces": textured.mesh.faces,
+        "uvs": textured.uvs,
+        "uv_faces": textured.uv_faces,
+        "base_colour_srgb": textured.base_colour_srgb,
+    }
+    facts = {
+        "cameras": [camera_to_dict(camera) for camera in reconstruction.cameras],
+        "statistics": reconstruction.statistics,
+        "timings_s": reconstruction.timings_s,
+    }
+    save_arrays(path, arrays, facts)
+
+
+def load_reconstruction(path: Path) -> Reconstruction:
+    """Read what `save_reconstruction` wrote."""
+    arrays, facts = load_arrays(path)
+    return Reconstruction(
+        textured=TexturedMesh(
+            mesh=TriangleMesh(arrays["vertices"], arrays["faces"]),
+            uvs=arrays["uvs"],
+            uv_faces=arrays["uv_faces"],
+            base_colour_srgb=arrays["base_colour_srgb"],
+        ),
+        cameras=tuple(camera_from_dict(camera) for camera in facts["cameras"]),
+        statistics=facts["statistics"],
+        timings_s=facts["timings_s"],
+    )
+
+
+def _damaged(ref: FileRef, what: str) -> IncompleteResultsError:
+    name = Path(ref.path).name
+    return IncompleteResultsError(
+        f"The intermediate file {name} {what}.", suggestion="Run the reconstruction again.", file=name
+    )

@@ -1,0 +1,136 @@
+"""What each stage says when it is done: small, JSON-able, and referring to files by name and checksum. No behaviour."""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+from pydantic import BaseModel
+
+from reconflow.resources import peak_rss_bytes
+from reconflow.stage_files import FileRef
+
+
+class StageRecord(BaseModel, frozen=True, extra="forbid"):
+    """What a stage took of the machine."""
+
+    stage: str
+    seconds: float
+    cpu_seconds: float
+    peak_rss_bytes: int
+    """Of the process up to the stage's end."""
+
+
+class StageClock:
+    """Measures one stage from its construction to `record`.
+
+    Args:
+        stage: The stage's name.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._started_s = time.perf_counter()
+        self._started_cpu_s = _cpu_seconds()
+
+    def record(self) -> StageRecord:
+        """Return what the stage has taken so far."""
+        return StageRecord(
+            stage=self._stage,
+            seconds=round(time.perf_counter() - self._started_s, 3),
+            cpu_seconds=round(_cpu_seconds() - self._started_cpu_s, 3),
+            peak_rss_bytes=peak_rss_bytes(),
+        )
+
+
+class StageResult(BaseModel, frozen=True, extra="forbid"):
+    """Base of every stage's result."""
+
+    record: StageRecord
+
+
+class DatasetResult(StageResult, frozen=True, extra="forbid"):
+    """A dataset that passed validation."""
+
+    location: str
+    name: str
+    layout: str
+    digest: str
+    views: tuple[str, ...]
+    image_hw: tuple[int, int]
+    """Height and width of the largest photo, pixels."""
+    pixels: int
+    """Of all photos together."""
+    cameras_given: bool
+    mask_sources: dict[str, str]
+    world_up: str
+    file_hashes: dict[str, str]
+    warnings: tuple[str, ...]
+
+
+class CamerasResult(StageResult, frozen=True, extra="forbid"):
+    """The cameras that the run uses."""
+
+    file: FileRef
+    method: str
+    """`given`, `depth` or `silhouettes`."""
+    fov_x_deg: float
+    """Of the first view."""
+    fov_uncertainty_deg: float
+    confidence: float
+    warnings: tuple[str, ...]
+
+
+class ModelResult(StageResult, frozen=True, extra="forbid"):
+    """A model that is ready, on a machine that has room for it."""
+
+    name: str
+    version: str
+    device: str
+    needed_memory_bytes: int
+    available_memory_bytes: int | None
+
+
+class InferResult(StageResult, frozen=True, extra="forbid"):
+    """A reconstruction in the result's frame, and the files that users open."""
+
+    file: FileRef
+    outputs: tuple[FileRef, ...]
+    vertices: int
+    faces: int
+    frame: dict[str, Any]
+    model_seconds: dict[str, float]
+
+
+class QualityResult(StageResult, frozen=True, extra="forbid"):
+    """How good the packaged mesh is."""
+
+    file: FileRef
+    status: str
+    reasons: tuple[str, ...]
+    psnr_db: float
+    ssim: float
+    mask_iou: float
+    rows: tuple[dict[str, Any], ...]
+    """Per view: `view`, `psnr_db`, `ssim`, `mask_iou`, `depth_mae_levels`."""
+
+
+class PreviewResult(StageResult, frozen=True, extra="forbid"):
+    """Pictures of the result."""
+
+    files: tuple[FileRef, ...]
+
+
+class PackageResult(StageResult, frozen=True, extra="forbid"):
+    """The finished run."""
+
+    location: str
+    status: str
+    manifest: FileRef
+    archive: FileRef
+
+
+def _cpu_seconds() -> float:
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    return own.ru_utime + own.ru_stime

@@ -1,0 +1,96 @@
+"""How a running stage is seen from outside: one progress artifact per run, and whoever listens on this machine.
+
+Both hear the progress of the whole run. Artifact updates cost some 50 ms each and are sent at most once a second.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+from reconflow.pipeline import stage_span
+from reconflow.progress import OnProgress, part_of
+
+UPDATE_INTERVAL_S: Final = 1.0
+
+_listener: ContextVar[OnProgress | None] = ContextVar("listener", default=None)
+_reporter: ContextVar[RunReporter | None] = ContextVar("reporter", default=None)
+
+
+class RunReporter:
+    """Receiver of one run's progress; see the module.
+
+    Args:
+        artifact_id: The run's progress artifact.
+        listener: Hears every step in this process; may raise `Cancelled`.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self, artifact_id: UUID, listener: OnProgress | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._artifact_id = artifact_id
+        self._listener = listener
+        self._clock = clock
+        self._sent_at_s = -UPDATE_INTERVAL_S
+
+    def __call__(self, step: int, total: int, message: str) -> None:
+        """Pass on that `step` of `total` steps of the whole run are done."""
+        if self._listener is not None:
+            self._listener(step, total, message)
+        if self._clock() - self._sent_at_s >= UPDATE_INTERVAL_S or step >= total:
+            update_progress_artifact(self._artifact_id, progress=100.0 * step / total, description=message)
+            self._sent_at_s = self._clock()
+
+
+@contextmanager
+def listening(listener: OnProgress | None) -> Iterator[None]:
+    """Let `listener` hear the progress of the runs that are started in this block."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+@contextmanager
+def reporting_run(key: str, description: str) -> Iterator[RunReporter]:
+    """Report the progress of the run whose flow enters this block.
+
+    Args:
+        key: Of the progress artifact.
+        description: What the run does.
+    """
+    artifact_id = create_progress_artifact(progress=0.0, key=key, description=description)
+    assert isinstance(artifact_id, UUID)
+    reporter = RunReporter(artifact_id, _listener.get())
+    token = _reporter.set(reporter)
+    try:
+        yield reporter
+    finally:
+        _reporter.reset(token)
+
+
+def stage_progress(stage: str) -> OnProgress:
+    """Return the receiver of one stage's progress, which moves the whole run's.
+
+    Args:
+        stage: The stage's name.
+    """
+    reporter = _reporter.get()
+    if reporter is None:
+        return _listener.get() or _ignore
+    start, stop = stage_span(stage)
+    receive = part_of(reporter, start, stop)
+    receive(0, 1, stage)
+    return receive
+
+
+def _ignore(step: int, total: int, message: str) -> None:
+    """Nobody listens: a task was called outside of a run."""
