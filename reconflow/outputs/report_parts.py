@@ -211,17 +211,41 @@ def ramp_css() -> str:
 def _pictures_of(
     textured: TexturedMesh, camera: PinholeCamera, view: View, measures: ViewQuality, width: int
 ) -> ViewPictures:
-    reference = reference_view(view, width)
+    enlarged = _width_before_cut(view, width)
+    reference = reference_view(view, enlarged)
     image_hw = (reference.mask.shape[0], reference.mask.shape[1])
     render = render_textured(textured, camera.resized(image_hw))
+    cut = _square_around(reference.mask | (render.coverage >= 0.5))
     numbers = f"{measures.psnr_db:.1f} dB · SSIM {measures.ssim:.3f} · IoU {measures.mask_iou:.3f}"
     return ViewPictures(
         name=view.name,
         numbers=numbers,
-        input=_webp_url(np.round(reference.rgb_srgb * 255).astype(np.uint8)),
-        render=_webp_url(to_bytes(render)),
-        difference=_webp_url(difference_picture(reference.rgb_srgb, render.rgb_srgb)),
+        input=_webp_url(np.round(reference.rgb_srgb * 255).astype(np.uint8)[cut]),
+        render=_webp_url(to_bytes(render)[cut]),
+        difference=_webp_url(difference_picture(reference.rgb_srgb, render.rgb_srgb)[cut]),
     )
+
+
+def _width_before_cut(view: View, width: int) -> int:
+    """Return the picture width at which the object alone is about `width` pixels, at most three times as much."""
+    rows, columns = _square_around(view.mask)
+    side = max(rows.stop - rows.start, columns.stop - columns.start, 1)
+    enlargement = min(3.0, view.image_hw[1] / int(side))
+    return round(enlargement * width)
+
+
+def _square_around(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """Return the rows and columns of a square about a mask with some margin, as far as the picture reaches."""
+    if not mask.any():
+        return slice(0, mask.shape[0]), slice(0, mask.shape[1])
+    spans = [np.flatnonzero(mask.any(axis=1 - axis)) for axis in range(2)]
+    centres = [(int(span[0]) + int(span[-1]) + 1) / 2 for span in spans]
+    half = 0.53 * max(int(span[-1]) - int(span[0]) + 1 for span in spans)
+    starts, stops = ([round(centre + sign * half) for centre in centres] for sign in (-1, 1))
+    rows, columns = (
+        slice(max(0, start), min(extent, stop)) for start, stop, extent in zip(starts, stops, mask.shape, strict=True)
+    )
+    return rows, columns
 
 
 def _webp_url(image: NDArray[np.uint8]) -> str:
