@@ -17,7 +17,7 @@ from skimage import measure
 
 from reconflow.cameras.camera import unproject_pixels
 from reconflow.errors import ModelConvergenceError
-from reconflow.geometry.depth import SurfaceObservation
+from reconflow.geometry.depth import SurfaceObservation, sample_depth
 from reconflow.geometry.mesh import TriangleMesh
 from reconflow.rendering.parallel import row_bands, run_jobs, thread_count
 
@@ -181,17 +181,7 @@ def _carve_view(
                 ) * ay
                 value = (outside_px + beyond) * z / fx
                 if depth.shape[0] > 0:
-                    surface = _sample_depth(depth, x0, y0, ax, ay, jump)
+                    surface = sample_depth(depth, x0, y0, ax, ay, jump)
                     if surface > 0:
                         value = max(value, surface - z)
                 field[i, j, k] = max(field[i, j, k], np.float32(value))
-
-
-@njit(cache=True, nogil=True)
-def _sample_depth(depth: NDArray[np.float32], x0: int, y0: int, ax: float, ay: float, jump: float) -> float:
-    """Bilinear depth between four pixels of one surface; the nearest pixel's where they are of different surfaces."""
-    a, b, c, d = depth[y0, x0], depth[y0, x0 + 1], depth[y0 + 1, x0], depth[y0 + 1, x0 + 1]
-    low, high = min(min(a, b), min(c, d)), max(max(a, b), max(c, d))
-    if low > 0 and high - low <= jump:
-        return float((a * (1 - ax) + b * ax) * (1 - ay) + (c * (1 - ax) + d * ax) * ay)
-    return float(depth[y0 + int(ay + 0.5), x0 + int(ax + 0.5)])

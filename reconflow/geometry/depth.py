@@ -7,14 +7,16 @@ A stored value v of a relative depth render stands for any depth in [(v - 1/2), 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.datasets.dataset import DepthEncoding, DepthImage, View
+from reconflow.rendering.parallel import row_bands, run_jobs, thread_count
 
 _JUMP_LEVELS = 4.0
 """Neighbouring pixels that differ by more than this many stored levels, beyond what their slope explains, belong to
@@ -114,23 +116,30 @@ def smooth_inside_intervals(
     depth = centre.astype(np.float32).copy()
     for stride in (16, 8, 4, 2, 1):
         for _ in range(max(iterations // (4 if stride > 1 else 1), 1)):
-            depth = _relax(depth, centre, half_width, lower, upper, stride)
+            result = depth.copy()
+            run_jobs([
+                partial(_relax, depth, result, centre, half_width, lower, upper, stride, start, stop)
+                for start, stop in row_bands(depth.shape[0], thread_count())
+            ])
+            depth = result
     return depth
 
 
-@njit(cache=True, parallel=True)  # type: ignore[untyped-decorator, unused-ignore]
+@njit(cache=True, nogil=True)
 def _relax(
     depth: NDArray[np.float32],
+    result: NDArray[np.float32],
     centre: NDArray[np.float32],
     half_width: NDArray[np.float32],
     lower: NDArray[np.float32],
     upper: NDArray[np.float32],
     stride: int,
-) -> NDArray[np.float32]:
+    start: int,
+    stop: int,
+) -> None:
     """Replace each depth by its connected neighbours' mean at a distance of `stride` pixels, then clamp (Jacobi)."""
     height, width = depth.shape
-    result = depth.copy()
-    for y in prange(height):
+    for y in range(start, stop):
         for x in range(width):
             c = centre[y, x]
             if c == 0.0:
@@ -152,7 +161,48 @@ def _relax(
             if count > 0:
                 mean = total / count
                 result[y, x] = min(max(mean, lower[y, x]), upper[y, x])
+
+
+def resample_depth(observation: SurfaceObservation, image_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """Return a view's smooth depth at another resolution's pixel centres, never mixing two surfaces.
+
+    Args:
+        observation: The view; it must have depth.
+        image_hw: (height, width), pixels.
+
+    Returns:
+        (H, W) float32, world units; 0 where unknown.
+    """
+    assert observation.depth is not None
+    assert observation.half_width is not None
+    if observation.depth.shape == image_hw:
+        return observation.depth
+    result = np.zeros(image_hw, np.float32)
+    jump = float(observation.half_width.max()) * 2 * _JUMP_LEVELS
+    _resample(observation.depth, jump, result)
     return result
+
+
+@njit(cache=True, nogil=True)
+def _resample(depth: NDArray[np.float32], jump: float, result: NDArray[np.float32]) -> None:
+    height, width = depth.shape
+    rows, columns = result.shape
+    for row in range(rows):
+        for column in range(columns):
+            py = min(max((row + 0.5) * height / rows - 0.5, 0.0), height - 1.001)
+            px = min(max((column + 0.5) * width / columns - 0.5, 0.0), width - 1.001)
+            y0, x0 = int(py), int(px)
+            result[row, column] = sample_depth(depth, x0, y0, px - x0, py - y0, jump)
+
+
+@njit(cache=True, nogil=True)
+def sample_depth(depth: NDArray[np.float32], x0: int, y0: int, ax: float, ay: float, jump: float) -> float:
+    """Bilinear depth between four pixels of one surface; the nearest pixel's where they are of different surfaces."""
+    a, b, c, d = depth[y0, x0], depth[y0, x0 + 1], depth[y0 + 1, x0], depth[y0 + 1, x0 + 1]
+    low, high = min(min(a, b), min(c, d)), max(max(a, b), max(c, d))
+    if low > 0 and high - low <= jump:
+        return float((a * (1 - ax) + b * ax) * (1 - ay) + (c * (1 - ax) + d * ax) * ay)
+    return float(depth[y0 + int(ay + 0.5), x0 + int(ax + 0.5)])
 
 
 def _mask_at(view: View, image_hw: tuple[int, int]) -> NDArray[np.bool_]:

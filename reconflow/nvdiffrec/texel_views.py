@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.geometry.mesh import TriangleMesh
+from reconflow.geometry.surface import vertex_normals
 from reconflow.rendering.parallel import row_bands, run_jobs, thread_count
 from reconflow.rendering.raster import rasterize_view
 
@@ -56,20 +57,6 @@ class ViewGeometry:
     camera: PinholeCamera
     depth: Float32
     trust: Float32
-
-
-def vertex_normals(mesh: TriangleMesh) -> Float32:
-    """Return the (V, 3) area-weighted unit normals."""
-    corners = mesh.vertices[mesh.faces].astype(np.float64)
-    area_normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    total = np.zeros((len(mesh.vertices), 3))
-    for corner in range(3):
-        for axis in range(3):
-            total[:, axis] += np.bincount(
-                mesh.faces[:, corner], weights=area_normals[:, axis], minlength=len(mesh.vertices)
-            )
-    length = np.linalg.norm(total, axis=1, keepdims=True)
-    return (total / np.maximum(length, 1e-30)).astype(np.float32)
 
 
 def locate_texels(mesh: TriangleMesh, face_id: NDArray[np.int32], bary: Float32) -> Texels:

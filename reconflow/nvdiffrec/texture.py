@@ -5,73 +5,26 @@ then corrected through the renderer until the renders match. Colours are linear 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from scipy.sparse.linalg import cg
 
-from reconflow.cameras.camera import PinholeCamera
-from reconflow.datasets.dataset import View
 from reconflow.geometry.atlas import Atlas
 from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
-from reconflow.geometry.texels import dilate, rasterize_atlas
+from reconflow.geometry.atlas_raster import dilate, rasterize_atlas
 from reconflow.nvdiffrec.large_steps import edge_laplacian
+from reconflow.nvdiffrec.photos import Photo, shrink
 from reconflow.nvdiffrec.texel_views import Texels, ViewGeometry, gather, locate_texels, see_mesh
 from reconflow.progress import OnProgress, ignore_progress
-from reconflow.rendering.colour import linear_from_srgb, linear_from_srgb_u8, srgb_from_linear
+from reconflow.rendering.colour import linear_from_srgb, srgb_from_linear
 from reconflow.rendering.shade import render_textured
 
 Float32 = NDArray[np.float32]
 
 _QUALITY_UNUSABLE, _QUALITY_USABLE = 0.005, 0.03
 """Below the first a texel takes its colour from its neighbours, above the second from the photos."""
-
-
-@dataclass(frozen=True, eq=False)
-class Photo:
-    """A photo as the fit uses it.
-
-    Attributes:
-        camera: Its camera, at this resolution.
-        linear: (H, W, 3) float32 linear light, as photographed.
-        coverage: (H, W) float32, how much of each pixel the object covers.
-    """
-
-    camera: PinholeCamera
-    linear: Float32
-    coverage: Float32
-
-    @property
-    def over_white(self) -> Float32:
-        """(H, W, 3) the photo with everything outside the object's mask white, linear light."""
-        return np.where((self.coverage >= 0.5)[..., None], self.linear, np.float32(1))
-
-
-def prepare_photo(view: View, camera: PinholeCamera, longest_side: int) -> Photo:
-    """Decode a photo, shrunk by whole factors so that its longest side is at most `longest_side` where it was larger.
-
-    Args:
-        view: The view.
-        camera: Its camera, at the photo's resolution.
-        longest_side: Pixels.
-    """
-    factor = max(1, -(-max(view.image_hw) // longest_side))
-    linear, coverage = linear_from_srgb_u8(view.rgb_srgb), view.alpha
-    if factor > 1:
-        height, width = (side // factor * factor for side in view.image_hw)
-        linear = _box_shrink(linear[:height, :width], factor)
-        coverage = _box_shrink(coverage[:height, :width, None], factor)[..., 0]
-        camera = camera.resized((view.image_hw[0] // factor, view.image_hw[1] // factor))
-    return Photo(camera, linear, coverage)
-
-
-def _box_shrink(image: Float32, factor: int) -> Float32:
-    height, width, channels = image.shape
-    blocks = image.reshape(height // factor, factor, width // factor, factor, channels)
-    shrunk: Float32 = blocks.mean(axis=(1, 3), dtype=np.float32)
-    return shrunk
 
 
 def fit_texture(
@@ -97,7 +50,7 @@ def fit_texture(
         statistics: `seen_share` of the covered texels and `rgb_mse` (linear light) before each pass.
     """
     total = steps + 2
-    face_id, bary = rasterize_atlas(atlas.uvs, atlas.uv_faces, size)
+    face_id, bary = rasterize_atlas(atlas.uvs, atlas.uv_faces, (size, size))
     texels = locate_texels(mesh, face_id, bary)
     geometry = [see_mesh(mesh, photo.camera) for photo in photos]
     on_progress(1, total, "painting the texture")
@@ -123,12 +76,11 @@ def _low_frequencies(photo: Photo) -> Float32:
     """Blur a photo over a thirtieth of its side, within the object's mask, at an eighth of the resolution."""
     height, width = photo.coverage.shape
     factor = max(1, min(8, min(height, width) // 32))
-    rows, columns = height // factor * factor, width // factor * factor
     inside = ndimage.binary_erosion(photo.coverage >= 0.999, iterations=2).astype(np.float32)
     if not inside.any():
         inside = photo.coverage
     weighted = np.concatenate([photo.linear * inside[..., None], inside[..., None]], axis=2)
-    small = _box_shrink(weighted[:rows, :columns], factor)
+    small = shrink(weighted, (height // factor, width // factor))
     sigma = max(height, width) / 30 / factor
     blurred = np.stack([ndimage.gaussian_filter(small[..., c], sigma, mode="constant") for c in range(4)], axis=2)
     low: Float32 = blurred[..., :3] / np.maximum(blurred[..., 3:], 1e-6)
@@ -148,7 +100,7 @@ def _residuals(
     for photo, view in zip(photos, geometry, strict=True):
         rendered = linear_from_srgb(render_textured(textured, photo.camera, supersample=2).rgb_srgb)
         on_mesh = view.depth > 0
-        residual = np.where(on_mesh[..., None], photo.linear - rendered, np.float32(0))
+        residual = np.where(on_mesh[..., None], photo.over_white - rendered, np.float32(0))
         both = on_mesh & (photo.coverage >= 0.5)
         total += float(np.square(residual[both], dtype=np.float64).sum())
         count += 3 * int(both.sum())

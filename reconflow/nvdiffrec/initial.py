@@ -1,0 +1,66 @@
+"""The surface a fit starts from: carved, freed of floaters, smoothed below the carving grid's noise, evenly cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse.linalg import cg
+
+from reconflow.errors import ModelConvergenceError
+from reconflow.geometry.carving import bounding_grid, carve, extract_surface
+from reconflow.geometry.components import keep_components
+from reconflow.geometry.depth import SurfaceObservation
+from reconflow.geometry.facts import mesh_facts
+from reconflow.geometry.mesh import TriangleMesh
+from reconflow.geometry.remesh import fix_non_manifold, remesh_to_budget
+from reconflow.nvdiffrec.large_steps import edge_laplacian
+
+_SMOOTHING = 2.0
+"""Weight of the squared Laplacian against staying put, in squared edges of the carving grid's surface."""
+
+
+def initial_surface(observations: Sequence[SurfaceObservation], grid_resolution: int, target_faces: int) -> TriangleMesh:
+    """Carve and remesh the surface that all views agree on.
+
+    Args:
+        observations: What every view knows.
+        grid_resolution: Cells along the longest side.
+        target_faces: Face budget.
+
+    Returns:
+        One closed, oriented, manifold component.
+
+    Raises:
+        ModelConvergenceError: The views have no common solid, or it could not be made watertight.
+    """
+    grid = bounding_grid(observations, grid_resolution)
+    carved = extract_surface(carve(observations, grid), grid)
+    mesh = keep_components(fix_non_manifold(carved), largest_only=True)
+    mesh = remesh_to_budget(smooth_surface(mesh, _SMOOTHING), target_faces, iterations=4)
+    facts = mesh_facts(mesh)
+    if not facts.watertight:
+        raise ModelConvergenceError(
+            "The surface carved from the views is not closed.",
+            suggestion="Check the masks: an object cut by the frame or a mask with holes leaves the surface open.",
+            boundary_edges=facts.boundary_edges,
+            non_manifold_edges=facts.non_manifold_edges,
+        )
+    return mesh
+
+
+def smooth_surface(mesh: TriangleMesh, weight: float) -> TriangleMesh:
+    """Minimise |v - v0|^2 + weight * |L v|^2 over the vertex positions (implicit bi-Laplacian smoothing).
+
+    Args:
+        mesh: The surface.
+        weight: Strength, in squared edge lengths.
+    """
+    laplacian = edge_laplacian(mesh.faces, len(mesh.vertices))
+    degree = sparse.diags(1.0 / laplacian.diagonal())
+    averaged = degree @ laplacian
+    system = (sparse.identity(len(mesh.vertices)) + weight * (averaged.T @ averaged)).tocsr()
+    start = mesh.vertices.astype(np.float64)
+    columns = [cg(system, start[:, axis], x0=start[:, axis], rtol=1e-6, maxiter=100)[0] for axis in range(3)]
+    return TriangleMesh(np.stack(columns, axis=1).astype(np.float32), mesh.faces)
