@@ -52,8 +52,8 @@ def antialias(
     """Blend the two pixels on either side of every visible silhouette edge by how the edge divides them.
 
     Where the edge lies t pixels from the inner pixel's centre, the inner pixel takes 0.5 - t of the outer one's
-    colour if t < 0.5, else the outer one takes t - 0.5 of the inner one's, times the crossing's share. Differentiable in `color` and in x, y and w
-    of `pos`; edges that cross the near plane are left as they are.
+    colour if t < 0.5, else the outer one takes t - 0.5 of the inner one's, times the crossing's share. Differentiable
+    in `color` and in x, y and w of `pos`; edges of faces that cross the near plane are left as they are.
 
     Args:
         color: float32 [N, H, W, C].
@@ -78,10 +78,7 @@ def antialias(
         raise ValidationFailedError(
             "`topology_hash` belongs to other triangles.", suggestion="Build it from the `tri` passed here."
         )
-    result: Tensor = _Antialias.apply(  # type: ignore[no-untyped-call]
-        color, rast.detach(), pos, tri, topology, float(pos_gradient_boost)
-    )
-    return result
+    return _apply(color, rast.detach(), pos, tri, topology, float(pos_gradient_boost))
 
 
 class _Antialias(torch.autograd.Function):
@@ -131,6 +128,11 @@ class _Antialias(torch.autograd.Function):
         run_jobs([partial(image, n) for n in range(images)])
         total = (grad_homog.sum(axis=0) if pos.ndim == 2 else grad_homog) * ctx.boost
         return grad_color, None, torch.from_numpy(clip_gradient(total, (height, width))), None, None, None
+
+
+def _apply(*inputs: Any) -> Tensor:
+    result: Tensor = _Antialias.apply(*inputs)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _faces_shown(seen: F32, topology: EdgeTopology) -> NDArray[np.bool_]:
@@ -185,6 +187,6 @@ def gradient_of_pairs(
         if gradient != 0.0:
             sign = 1.0 if inner < outer else -1.0
             a, b = edges[pixels[p, 2], 0], edges[pixels[p, 2], 1]
-            along_x = pixels[p, 3] & 2 == 0
+            on_column = 1 if pixels[p, 3] & 2 == 0 else 0
             gradient *= crossing[p, 2]
-            scatter_crossing_gradient(screen, homog, a, b, along_x, crossing[p, 1], sign, gradient, grad_homog)
+            scatter_crossing_gradient(screen, homog, a, b, on_column, crossing[p, 1], sign, gradient, grad_homog)

@@ -247,7 +247,7 @@ def find_silhouette_pairs(
 
 @njit(cache=True, nogil=True)
 def scatter_crossing_gradient(
-    screen: F64, homog: F64, a: int, b: int, along_x: bool, along: float, sign: float, gradient: float, grad_homog: F64
+    screen: F64, homog: F64, a: int, b: int, on_column: int, along: float, sign: float, gradient: float, grad_homog: F64
 ) -> None:
     """Add the gradient of one crossing's distance to the edge's two vertices.
 
@@ -259,14 +259,14 @@ def scatter_crossing_gradient(
         homog: (V, 4) pixel-homogeneous vertices.
         a: First vertex.
         b: Second vertex.
-        along_x: The crossing is with a column of pixel centres.
+        on_column: 1 when the crossing is on a column of pixel centres, 0 on a row.
         along: s, the position along the edge.
         sign: +1 when the distance grows with the pixel coordinate.
         gradient: dL/d(distance).
         grad_homog: (V, 3), added to: gradient of (xh, yh, w).
     """
     dx, dy = screen[b, 0] - screen[a, 0], screen[b, 1] - screen[a, 1]
-    if along_x:
+    if on_column == 1:
         gx, gy = -sign * gradient * dy / dx, sign * gradient
     else:
         gx, gy = sign * gradient, -sign * gradient * dx / dy

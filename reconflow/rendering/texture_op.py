@@ -166,12 +166,22 @@ class _Texture(torch.autograd.Function):
             grad_uv = torch.zeros(uv.shape)
             grad_da = None if uv_da is None else torch.zeros(uv_da.shape)
             grad_bias = None if bias is None else torch.zeros(bias.shape)
-            outputs = grad_uv.numpy(), _optional(grad_da, len(uv), 4), _optional(grad_bias, len(uv), 0)
+            by_uv, by_da, by_bias = grad_uv.numpy(), _optional(grad_da, len(uv), 4), _optional(grad_bias, len(uv), 0)
 
             def image(n: int) -> None:
-                inputs = source[n % len(source)], ctx.table, where[n], footprint[n], offset[n]
-                results = outputs[0][n], outputs[1][n], outputs[2][n]
-                texture_gradient_of_uv(*inputs, *ctx.modes, grad_out[n], *results)
+                texture_gradient_of_uv(
+                    source[n % len(source)],
+                    ctx.table,
+                    where[n],
+                    footprint[n],
+                    offset[n],
+                    ctx.modes[0],
+                    ctx.modes[1],
+                    grad_out[n],
+                    by_uv[n],
+                    by_da[n],
+                    by_bias[n],
+                )
 
             run_jobs([partial(image, n) for n in range(len(uv))])
         return grad_texels, grad_uv, grad_da, grad_bias, None, None
@@ -193,8 +203,18 @@ def _scatter_texels(
 
     def texel_range(n: int, start: int, stop: int) -> None:
         for image in range(len(where)) if shared else (n,):
-            inputs = where[image], footprint[image], offset[image], *ctx.modes, grad_out[image]
-            texture_gradient_of_texels(ctx.table, *inputs, start, stop, grad_texels[n])
+            texture_gradient_of_texels(
+                ctx.table,
+                where[image],
+                footprint[image],
+                offset[image],
+                ctx.modes[0],
+                ctx.modes[1],
+                grad_out[image],
+                start,
+                stop,
+                grad_texels[n],
+            )
 
     ranges = row_bands(grad_texels.shape[1], -(-thread_count() // len(grad_texels)))
     run_jobs([partial(texel_range, n, *span) for n in range(len(grad_texels)) for span in ranges])
