@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from small_datasets import PX, depth, encode, photo, png, posed_views, six_views
 
+from reconflow.datasets.dataset import Dataset
 from reconflow.datasets.loading import load_dataset, validate_dataset
 from reconflow.errors import ErrorCode, InputError
 
@@ -103,7 +105,7 @@ def resealed(content: bytes) -> bytes:
 
 
 @st.composite
-def mutations(draw: st.DrawFn, files: Files) -> Mutation:  # noqa: C901 - a flat list of kinds of damage
+def mutations(draw: st.DrawFn, files: Files) -> Mutation:
     names = sorted(files)
     name, other = draw(st.sampled_from(names)), draw(st.sampled_from(names))
     kind = draw(st.sampled_from(sorted(_KINDS)))
@@ -229,25 +231,28 @@ def check(files: Files, damage: list[Mutation]) -> None:
         report = validate_dataset(root)
         text = json.dumps(report.to_dict())
         assert folder not in text
-        try:
-            dataset = load_dataset(root)
-        except InputError as error:
+        if report.ok:
+            check_loaded(load_dataset(root), report.digest)
+        else:
+            with pytest.raises(InputError) as caught:
+                load_dataset(root)
+            error = caught.value
             assert error.code in ErrorCode
             assert error.message
             assert error.suggestion
             assert folder not in json.dumps(error.to_dict())
-            assert not report.ok
             assert all(fault.message.isprintable() and fault.suggestion for fault in report.faults)
-        else:
-            assert report.ok
-            assert report.digest == dataset.digest
-            for view in dataset.views:
-                assert view.rgb_srgb.shape == (*view.image_hw, 3)
-                assert view.alpha.shape == view.image_hw
-                assert 0 <= view.alpha.min() <= view.alpha.max() <= 1
-                assert min(view.image_hw) >= PX
-            if dataset.cameras is not None:
-                assert [c.name for c in dataset.cameras] == [v.name for v in dataset.views]
-                assert all(np.isfinite(c.cam_from_world).all() for c in dataset.cameras)
         assert before == {path: path.lstat().st_mtime_ns for path in root.rglob("*")}
         shutil.rmtree(root)
+
+
+def check_loaded(dataset: Dataset, digest: str | None) -> None:
+    assert dataset.digest == digest
+    for view in dataset.views:
+        assert view.rgb_srgb.shape == (*view.image_hw, 3)
+        assert view.alpha.shape == view.image_hw
+        assert 0 <= view.alpha.min() <= view.alpha.max() <= 1
+        assert min(view.image_hw) >= PX
+    if dataset.cameras is not None:
+        assert [c.name for c in dataset.cameras] == [v.name for v in dataset.views]
+        assert all(np.isfinite(c.cam_from_world).all() for c in dataset.cameras)
