@@ -26,7 +26,7 @@ def encode_image(image: NDArray[np.uint8], kind: ImageFormat = "png", quality: i
     stream = io.BytesIO()
     picture = Image.fromarray(np.ascontiguousarray(image))
     if kind == "png":
-        picture.save(stream, "PNG", compress_level=6)
+        picture.save(stream, "PNG", compress_level=4)
     elif kind == "jpeg":
         picture.save(stream, "JPEG", quality=quality, subsampling=0, optimize=False, progressive=False)
     else:

@@ -33,6 +33,7 @@ from reconflow.outputs.report_parts import (
     key_figures,
     mesh_facts_list,
     metrics_table,
+    overall_residuals,
     ramp_css,
     short,
     texture_facts_list,
@@ -52,7 +53,7 @@ class CalibrationSummary:
     Attributes:
         source: One sentence, e.g. that they were calibrated from depth and silhouettes, or supplied.
         confidence: How sure, in a few words; empty when it does not apply.
-        residuals: What is left over after the fit, by name (the name carries the unit).
+        residuals: What is left over after the fit, by name (the name carries the unit); `view.name` for one view's.
         photo_shifts_px: By view, how far the photo is shifted against its depth render: right, down, pixels.
         notes: Further sentences.
     """
@@ -127,7 +128,6 @@ def render_report(data: ReportData, *, max_bytes: int = MAX_REPORT_BYTES) -> str
     context = _context(data)
     assets = files("reconflow.outputs")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["short"] = short
     template = environment.from_string((assets / "report.html").read_text(encoding="utf-8"))
     context["css"] = Markup((assets / "report.css").read_text(encoding="utf-8"))  # noqa: S704 - our own file
     context["viewer_js"] = Markup((assets / "viewer.js").read_text(encoding="utf-8"))  # noqa: S704 - our own file
@@ -156,7 +156,8 @@ def _context(data: ReportData) -> dict[str, Any]:
         "mesh_facts": mesh_facts_list(data.quality.mesh, data.unit),
         "texture_facts": texture_facts_list(data.quality.mesh),
         "calibration": data.calibration,
-        "cameras": camera_table(data.cameras, data.calibration.photo_shifts_px),
+        "cameras": camera_table(data.cameras, data.calibration.photo_shifts_px, data.calibration.residuals),
+        "residuals": overall_residuals(data.calibration.residuals, data.cameras),
         "curves": _curves(data.losses),
         "times": _times(data.timings_s),
         "machine": data.machine,

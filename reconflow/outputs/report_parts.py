@@ -125,25 +125,51 @@ def _metrics_row(view: ViewQuality) -> tuple[str, ...]:
     )
 
 
-def camera_table(cameras: Sequence[PinholeCamera], photo_shifts_px: Mapping[str, tuple[float, float]]) -> Table:
-    """Return where every camera stands and how wide it sees."""
-    with_shifts = bool(photo_shifts_px)
-    head = ("view", "field of view °", "distance", "position x, y, z", "image px")
+def camera_table(
+    cameras: Sequence[PinholeCamera],
+    photo_shifts_px: Mapping[str, tuple[float, float]],
+    residuals: Mapping[str, float],
+) -> Table:
+    """Return where every camera stands, how wide it sees, and what calibration left over for it.
+
+    Args:
+        cameras: The views.
+        photo_shifts_px: By view; one column when there are any.
+        residuals: Those named `view.residual` become columns, the others are `overall_residuals`.
+    """
+    names = sorted({split[1] for key in residuals if (split := _of_view(key, cameras)) is not None})
+    head = ["view", "field of view °", "distance", "position x, y, z", "image px"]
+    head += ["photo shift x, y px"] if photo_shifts_px else []
+    head += [name.replace("_", " ") for name in names]
     rows = []
     for camera in cameras:
         position = camera.position_world
-        row: tuple[str, ...] = (
+        row = [
             camera.name,
             f"{math.degrees(camera.fov_x_rad):.2f}",
             f"{float(np.linalg.norm(position)):.3f}",
             ", ".join(f"{value:.3f}".replace("-0.000", "0.000") for value in position),
             f"{camera.image_hw[1]} × {camera.image_hw[0]}",
-        )
-        if with_shifts:
+        ]
+        if photo_shifts_px:
             shift = photo_shifts_px.get(camera.name)
-            row += ("–" if shift is None else f"{shift[0]:+.1f}, {shift[1]:+.1f}",)
-        rows.append(row)
-    return Table((*head, "photo shift x, y px") if with_shifts else head, tuple(rows))
+            row.append("–" if shift is None else f"{shift[0]:+.1f}, {shift[1]:+.1f}")
+        row += [short(residuals.get(f"{camera.name}.{name}")) for name in names]
+        rows.append(tuple(row))
+    return Table(tuple(head), tuple(rows))
+
+
+def overall_residuals(residuals: Mapping[str, float], cameras: Sequence[PinholeCamera]) -> list[tuple[str, str]]:
+    """Return the residuals that belong to no single view, in words."""
+    return [
+        (name.replace("_", " "), short(value)) for name, value in residuals.items() if _of_view(name, cameras) is None
+    ]
+
+
+def _of_view(key: str, cameras: Sequence[PinholeCamera]) -> tuple[str, str] | None:
+    """Split `view.residual`; None when the key names no view."""
+    view, dot, name = key.rpartition(".")
+    return (view, name) if dot and any(camera.name == view for camera in cameras) else None
 
 
 def mesh_facts_list(mesh: MeshQuality, unit: str) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from reconflow.geometry.mesh import TexturedMesh
 from reconflow.outputs.charts import Curve, curve_svg
 from reconflow.outputs.glb import write_glb
 from reconflow.outputs.report import render_report, write_report
-from reconflow.outputs.report_parts import difference_picture, duration, short
+from reconflow.outputs.report_parts import camera_table, difference_picture, duration, overall_residuals, short
 from reconflow.quality.glb_reader import read_glb
 from tests.outputs.finished_run import RIG, report_data
 from tests.outputs.objects import labelled_box
@@ -84,6 +84,14 @@ def test_the_embedded_model_is_the_mesh(page: str, box: TexturedMesh, tmp_path: 
     (tmp_path / "m.glb").write_bytes(base64.b64decode(model))
     again = read_glb(tmp_path / "m.glb")
     np.testing.assert_array_equal(again.mesh.vertices[again.mesh.faces], box.mesh.vertices[box.mesh.faces])
+
+
+def test_residuals_of_a_view_stand_in_its_row_and_the_others_below() -> None:
+    table = camera_table(RIG, {"back": (1.25, -0.5)}, {"mask_iou": 0.99, "front.overlap_levels": 0.5})
+    assert table.head[-2:] == ("photo shift x, y px", "overlap levels")
+    assert table.rows[0][-2:] == ("–", "0.5")
+    assert table.rows[1][-2:] == ("+1.2, -0.5", "–")
+    assert overall_residuals({"mask_iou": 0.99, "front.overlap_levels": 0.5}, RIG) == [("mask iou", "0.99")]
 
 
 def test_hostile_text_stays_text(box: TexturedMesh, dataset: Dataset, glb: Path, page: str) -> None:
