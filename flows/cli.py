@@ -14,18 +14,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 
 import reconflow
 from flows.console import show_error, show_summary, show_validation, showing_progress
-from reconflow.errors import Cancelled, ReconflowError, ValidationFailedError
+from reconflow.datasets.files import DatasetFolder
+from reconflow.errors import Cancelled, ReconflowError
 from reconflow.nvdiffrec.options import Preset
 from reconflow.progress import OnProgress
-from reconflow.request import ModelName, RunRequest
+from reconflow.request import ModelName, RunRequest, make_request
+from reconflow.stage_results import RunSummary
 
 EXIT_FAILED = 1
 EXIT_CANCELLED = 130
@@ -62,12 +63,13 @@ def run_command(
             resolution=resolution, texture_size=texture_size, target_faces=faces, fov_deg=fov,
             object_size_m=object_size,
         )  # fmt: skip
+        DatasetFolder.open(dataset)
         title = f"{dataset.resolve().name} · {model} · {preset}"
         with showing_progress(console, title) as report, stopping_between_steps(console, report) as on_progress:
             on_progress(0, 1, "starting")
             summary = run_flow(request, on_progress) if use_prefect else run_plainly(request, on_progress)
     if as_json:
-        typer.echo(json.dumps(summary, indent=2, sort_keys=True))
+        typer.echo(summary.model_dump_json(indent=2))
     else:
         show_summary(console, summary)
 
@@ -105,27 +107,7 @@ def doctor_command(
         raise typer.Exit(EXIT_FAILED)
 
 
-def make_request(**values: Any) -> RunRequest:
-    """Build a request from options.
-
-    Raises:
-        ValidationFailedError: An option is out of range; details list every fault.
-    """
-    try:
-        return RunRequest(**values)
-    except ValidationError as error:
-        faults = [
-            {"code": "VALIDATION_FAILED", "file": ".".join(map(str, fault["loc"])), "message": fault["msg"]}
-            for fault in error.errors()
-        ]
-        raise ValidationFailedError(
-            " ".join(f"{fault['file']}: {fault['message']}." for fault in faults),
-            suggestion="See reconflow run --help for the options.",
-            faults=faults,
-        ) from None
-
-
-def run_flow(request: RunRequest, on_progress: OnProgress) -> dict[str, Any]:
+def run_flow(request: RunRequest, on_progress: OnProgress) -> RunSummary:
     """Run the flow `reconstruct` in this process, on the configured Prefect server or on an embedded one."""
     from flows.embedded import EmbeddedServer, is_server_configured
 
@@ -139,7 +121,7 @@ def run_flow(request: RunRequest, on_progress: OnProgress) -> dict[str, Any]:
         return call_flow(request, on_progress)
 
 
-def run_plainly(request: RunRequest, on_progress: OnProgress) -> dict[str, Any]:
+def run_plainly(request: RunRequest, on_progress: OnProgress) -> RunSummary:
     """Run the same stages without Prefect."""
     from reconflow.pipeline import run_pipeline
 

@@ -19,21 +19,39 @@ from rich.text import Text
 
 from reconflow.errors import ReconflowError
 from reconflow.progress import OnProgress
+from reconflow.stage_results import RunSummary
 
 LINE_INTERVAL_S: Final = 10.0
+MIN_FRACTION: Final = 0.15
+"""Below it, too little of the main stage is done to tell how long the rest takes."""
 _TOTAL: Final = 1000
 _MAX_FAULTS: Final = 20
 _STATUS_STYLE: Final = {"normal": "green", "warning": "yellow", "failure": "red"}
 
 
-def remaining_s(elapsed_s: float, fraction: float) -> float | None:
-    """Return the seconds left when progress goes on as it did; None while there is too little to go by.
+class Forecast:
+    """Time left, judged by the progress since the work began; starting up and the first stages tell too little.
 
     Args:
-        elapsed_s: Since the start.
-        fraction: Done, 0 to 1.
+        clock: Seconds, monotonic.
     """
-    return elapsed_s * (1.0 - fraction) / fraction if fraction >= 0.02 else None
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began_s: float | None = None
+        self._fraction = 0.0
+
+    def note(self, step: int, total: int) -> None:
+        """Take note of the progress of the whole run."""
+        self._fraction = step / max(total, 1)
+        if self._began_s is None and step > 0:
+            self._began_s = self._clock()
+
+    def remaining_s(self) -> float | None:
+        """Return the seconds left when progress goes on as it did; None while there is too little to go by."""
+        if self._began_s is None or self._fraction < MIN_FRACTION:
+            return None
+        return (self._clock() - self._began_s) * (1.0 - self._fraction) / self._fraction
 
 
 def clock_text(seconds: float | None) -> str:
@@ -42,9 +60,12 @@ def clock_text(seconds: float | None) -> str:
 
 
 class _RemainingColumn(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        left = remaining_s(task.elapsed or 0.0, task.completed / _TOTAL)
-        return Text(f"{clock_text(left)} left", style="progress.remaining")
+    def __init__(self, forecast: Forecast) -> None:
+        super().__init__()
+        self._forecast = forecast
+
+    def render(self, task: Task) -> Text:  # noqa: ARG002 - Rich's signature
+        return Text(f"{clock_text(self._forecast.remaining_s())} left", style="progress.remaining")
 
 
 class LineReporter:
@@ -59,19 +80,20 @@ class LineReporter:
         self._console = console
         self._clock = clock
         self._started_s = clock()
+        self._forecast = Forecast(clock)
         self._printed_s = float("-inf")
         self._work = ""
 
     def __call__(self, step: int, total: int, message: str) -> None:
         """Print a line when it is due."""
+        self._forecast.note(step, total)
         work = message.split(":")[0]
         if work == self._work and self._clock() - self._printed_s < LINE_INTERVAL_S and step < total:
             return
         elapsed_s = self._clock() - self._started_s
-        left = clock_text(remaining_s(elapsed_s, step / total))
-        self._console.print(
-            f"{100 * step / total:3.0f} %  {clock_text(elapsed_s)}  {message}  ({left} left)", highlight=False
-        )
+        left = self._forecast.remaining_s()
+        tail = "" if left is None or step >= total else f"  ({clock_text(left)} left)"
+        self._console.print(f"{100 * step / total:3.0f} %  {clock_text(elapsed_s)}  {message}{tail}", highlight=False)
         self._printed_s, self._work = self._clock(), work
 
 
@@ -87,17 +109,19 @@ def showing_progress(console: Console, title: str) -> Iterator[OnProgress]:
         console.print(title, highlight=False)
         yield LineReporter(console)
         return
+    forecast = Forecast()
     columns = (
         TextColumn("[bold]{task.fields[title]}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
-        _RemainingColumn(),
+        _RemainingColumn(forecast),
         TextColumn("[dim]{task.description}"),
     )
     with Progress(*columns, console=console, transient=True) as bar:
         row = bar.add_task("starting", total=_TOTAL, title=title)
 
         def report(step: int, total: int, message: str) -> None:
+            forecast.note(step, total)
             bar.update(row, completed=_TOTAL * step / max(total, 1), description=message)
 
         yield report
@@ -118,19 +142,18 @@ def show_error(console: Console, error: ReconflowError) -> None:
     console.print(Panel(Group(*parts), title=Text(str(error.code), "bold red"), title_align="left", border_style="red"))
 
 
-def show_summary(console: Console, summary: dict[str, Any]) -> None:
+def show_summary(console: Console, summary: RunSummary) -> None:
     """Show what came out of a run and where it lies."""
     table = Table.grid(padding=(0, 2))
-    status = str(summary["status"])
-    table.add_row("status", Text(status, _STATUS_STYLE.get(status, "")))
-    table.add_row("quality", f"PSNR {summary['psnr_db']:.2f} dB, SSIM {summary['ssim']:.4f}")
-    table.add_row("mesh", f"{summary['faces']} triangles, {summary['vertices']} vertices")
-    table.add_row("cameras", f"field of view {summary['fov_x_deg']:.2f}° ({summary['cameras']})")
-    table.add_row("took", f"{clock_text(summary['seconds'])}, {summary['peak_rss_bytes'] / (1 << 30):.1f} GiB at most")
-    table.add_row("mesh file", f"{summary['location']}/{summary['mesh']}")
-    table.add_row("report", f"{summary['location']}/report.html")
-    console.print(Panel(table, title=f"run {summary['run_id']}", title_align="left", border_style="green"))
-    for warning in summary["warnings"]:
+    table.add_row("status", Text(summary.status, _STATUS_STYLE.get(summary.status, "")))
+    table.add_row("quality", f"PSNR {summary.psnr_db:.2f} dB, SSIM {summary.ssim:.4f}")
+    table.add_row("mesh", f"{summary.faces} triangles, {summary.vertices} vertices")
+    table.add_row("cameras", f"field of view {summary.fov_x_deg:.2f}° ({summary.cameras})")
+    table.add_row("took", f"{clock_text(summary.seconds)}, {summary.peak_rss_bytes / (1 << 30):.1f} GiB at most")
+    table.add_row("mesh file", summary.mesh)
+    table.add_row("report", summary.report)
+    console.print(Panel(table, title=f"run {summary.run_id}", title_align="left", border_style="green"))
+    for warning in summary.warnings:
         console.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import CancelledRun
 from prefect.logging.handlers import APILogHandler
 
@@ -11,10 +10,13 @@ from flows.reconstruct import reconstruct
 from reconflow.errors import Cancelled
 from reconflow.progress import OnProgress
 from reconflow.request import RunRequest
+from reconflow.stage_results import RunSummary
 from tasks.reporting import listening
 
+FLUSH_TIMEOUT_S = 5.0
 
-def call_flow(request: RunRequest, on_progress: OnProgress | None = None) -> dict[str, Any]:
+
+def call_flow(request: RunRequest, on_progress: OnProgress | None = None) -> RunSummary:
     """Run `reconstruct` in this process and return its summary.
 
     Args:
@@ -26,8 +28,9 @@ def call_flow(request: RunRequest, on_progress: OnProgress | None = None) -> dic
     """
     try:
         with listening(on_progress):
-            return cast("dict[str, Any]", reconstruct(request))
+            return RunSummary.model_validate(reconstruct(request))
     except CancelledRun as error:
         raise Cancelled("The run was cancelled.", suggestion="Run the same command again to start over.") from error
     finally:
+        EventsWorker.drain_all(timeout=FLUSH_TIMEOUT_S)
         APILogHandler().flush()

@@ -83,7 +83,7 @@ def _run_stages(run: RunRef, outcomes: StageOutcomes) -> dict[str, Any]:
     outcomes.preview = stages.preview(run, inferred)
     outcomes.package = stages.package(run, outcomes, _orchestration())
     pipeline.raise_quality_failure(outcomes)
-    return pipeline.summarise(run, outcomes)
+    return pipeline.summarise(run, outcomes).model_dump(mode="json")
 
 
 def _tagged_run_id(model: str) -> str:

@@ -63,6 +63,7 @@ from reconflow.stage_results import (
     PackageResult,
     PreviewResult,
     QualityResult,
+    RunSummary,
     StageClock,
     StageResult,
 )
@@ -395,34 +396,36 @@ def as_known_error(error: Exception) -> ReconflowError:
     return known
 
 
-def summarise(run: RunRef, outcomes: StageOutcomes) -> dict[str, Any]:
-    """Return a finished run in a few JSON-able facts."""
+def summarise(run: RunRef, outcomes: StageOutcomes) -> RunSummary:
+    """Return a finished run in a few facts."""
     assert outcomes.validate is not None
     assert outcomes.transforms is not None
     assert outcomes.infer is not None
     assert outcomes.quality is not None
     assert outcomes.package is not None
     records = [result.record for result in outcomes.done()]
-    return {
-        "run_id": run.run_id,
-        "location": outcomes.package.location,
-        "mesh": layout_of(run).glb.relative_to(layout_of(run).root).as_posix(),
-        "status": outcomes.quality.status,
-        "psnr_db": outcomes.quality.psnr_db,
-        "ssim": outcomes.quality.ssim,
-        "mask_iou": outcomes.quality.mask_iou,
-        "faces": outcomes.infer.faces,
-        "vertices": outcomes.infer.vertices,
-        "fov_x_deg": outcomes.transforms.fov_x_deg,
-        "cameras": outcomes.transforms.method,
-        "seconds": round(sum(record.seconds for record in records), 3),
-        "stage_seconds": {record.stage: record.seconds for record in records},
-        "peak_rss_bytes": max(record.peak_rss_bytes for record in records),
-        "warnings": [*outcomes.validate.warnings, *outcomes.transforms.warnings, *outcomes.quality.reasons],
-    }
+    layout = layout_of(run)
+    return RunSummary(
+        run_id=run.run_id,
+        location=outcomes.package.location,
+        mesh=str(layout.glb),
+        report=str(layout.report),
+        status=outcomes.quality.status,
+        psnr_db=outcomes.quality.psnr_db,
+        ssim=outcomes.quality.ssim,
+        mask_iou=outcomes.quality.mask_iou,
+        faces=outcomes.infer.faces,
+        vertices=outcomes.infer.vertices,
+        fov_x_deg=outcomes.transforms.fov_x_deg,
+        cameras=outcomes.transforms.method,
+        seconds=round(sum(record.seconds for record in records), 3),
+        stage_seconds={record.stage: record.seconds for record in records},
+        peak_rss_bytes=max(record.peak_rss_bytes for record in records),
+        warnings=(*outcomes.validate.warnings, *outcomes.transforms.warnings, *outcomes.quality.reasons),
+    )
 
 
-def run_pipeline(request: RunRequest, on_progress: OnProgress = ignore_progress) -> dict[str, Any]:
+def run_pipeline(request: RunRequest, on_progress: OnProgress = ignore_progress) -> RunSummary:
     """Run all stages in this process, without Prefect, and return the run's summary.
 
     Args:

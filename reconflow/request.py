@@ -6,10 +6,11 @@ Imports nothing heavy, so that a command line can refuse bad options at once.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from reconflow.errors import ValidationFailedError
 from reconflow.nvdiffrec.options import NvdiffrecOptions, Preset
 
 
@@ -78,3 +79,21 @@ class RunRequest(BaseModel):
             texture_size=self.texture_size,
             target_faces=self.target_faces,
         )
+
+
+def make_request(**values: Any) -> RunRequest:
+    """Build a request from loose values.
+
+    Raises:
+        ValidationFailedError: A value is unknown or out of range; details list every fault.
+    """
+    try:
+        return RunRequest(**values)
+    except ValidationError as error:
+        names = [".".join(map(str, fault["loc"])) for fault in error.errors()]
+        sentences = [f"{name}: {fault['msg']}." for name, fault in zip(names, error.errors(), strict=True)]
+        raise ValidationFailedError(
+            f"The options are not usable. {' '.join(sentences)}",
+            suggestion="Correct or leave out the options named.",
+            options=names,
+        ) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import shutil
 import sys
 from dataclasses import dataclass
@@ -13,6 +12,9 @@ from typing import Final
 
 from reconflow.errors import DiskFullError, MemoryExhaustedError
 from reconflow.nvdiffrec.options import FitSettings
+
+if sys.platform != "win32":
+    import resource
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -70,7 +72,9 @@ def available_memory_bytes() -> int | None:
 
 
 def peak_rss_bytes() -> int:
-    """Return the largest resident size that this process has had."""
+    """Return the largest resident size that this process has had; 0 where the system does not say."""
+    if sys.platform == "win32":
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
 from reconflow.cameras.calibration import Calibration
 from reconflow.cameras.camera import PinholeCamera
@@ -20,17 +19,9 @@ from reconflow.errors import IncompleteResultsError
 from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
 from reconflow.outputs.files import replacing, sha256_of
 from reconflow.reconstruction import Reconstruction
+from reconflow.stage_results import FileRef
 
 _FACTS = "facts_json"
-
-
-class FileRef(BaseModel, frozen=True, extra="forbid"):
-    """A file of a run by name and content, cheap to pass between stages."""
-
-    path: str
-    """Relative to the folder that the stage works in, with forward slashes."""
-    sha256: str
-    bytes: int
 
 
 def file_ref(path: Path, folder: Path) -> FileRef:

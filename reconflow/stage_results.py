@@ -1,15 +1,25 @@
-"""What each stage says when it is done: small, JSON-able, and referring to files by name and checksum. No behaviour."""
+"""What each stage says when it is done: small, JSON-able, and referring to files by name and checksum. No behaviour.
+
+Imports nothing heavy, so that a command line can read a summary.
+"""
 
 from __future__ import annotations
 
-import resource
 import time
 from typing import Any
 
 from pydantic import BaseModel
 
 from reconflow.resources import peak_rss_bytes
-from reconflow.stage_files import FileRef
+
+
+class FileRef(BaseModel, frozen=True, extra="forbid"):
+    """A file of a run by name and content, cheap to pass between stages."""
+
+    path: str
+    """Relative to the folder that the stage works in, with forward slashes."""
+    sha256: str
+    bytes: int
 
 
 class StageRecord(BaseModel, frozen=True, extra="forbid"):
@@ -32,14 +42,14 @@ class StageClock:
     def __init__(self, stage: str) -> None:
         self._stage = stage
         self._started_s = time.perf_counter()
-        self._started_cpu_s = _cpu_seconds()
+        self._started_cpu_s = time.process_time()
 
     def record(self) -> StageRecord:
         """Return what the stage has taken so far."""
         return StageRecord(
             stage=self._stage,
             seconds=round(time.perf_counter() - self._started_s, 3),
-            cpu_seconds=round(_cpu_seconds() - self._started_cpu_s, 3),
+            cpu_seconds=round(time.process_time() - self._started_cpu_s, 3),
             peak_rss_bytes=peak_rss_bytes(),
         )
 
@@ -131,6 +141,28 @@ class PackageResult(StageResult, frozen=True, extra="forbid"):
     archive: FileRef
 
 
-def _cpu_seconds() -> float:
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    return own.ru_utime + own.ru_stime
+class RunSummary(BaseModel, frozen=True, extra="forbid"):
+    """A finished run in a few facts."""
+
+    run_id: str
+    location: str
+    """The run's folder."""
+    mesh: str
+    """The textured mesh, binary glTF."""
+    report: str
+    """The page about the result."""
+    status: str
+    """`normal`, `warning` or `failure`: the class of the quality."""
+    psnr_db: float
+    ssim: float
+    mask_iou: float
+    faces: int
+    vertices: int
+    fov_x_deg: float
+    cameras: str
+    """How they were found: `given`, `depth` or `silhouettes`."""
+    seconds: float
+    """Of all stages together."""
+    stage_seconds: dict[str, float]
+    peak_rss_bytes: int
+    warnings: tuple[str, ...]

@@ -20,6 +20,7 @@ from reconflow.stage_results import (
     DatasetResult,
     PreviewResult,
     QualityResult,
+    RunSummary,
 )
 
 THUMBNAIL_PX: Final = 240
@@ -72,15 +73,15 @@ def show_previews(model: str, previews: PreviewResult, root: Path) -> None:
     create_markdown_artifact(page, key=f"{model}-previews", description="Textured previews of all views")
 
 
-def show_summary(model: str, summary: dict[str, Any]) -> None:
+def show_summary(model: str, summary: RunSummary) -> None:
     """Show what came out and where it lies."""
-    measures = f"PSNR {summary['psnr_db']:.2f} dB, SSIM {summary['ssim']:.4f}, mask IoU {summary['mask_iou']:.4f}"
+    measures = f"PSNR {summary.psnr_db:.2f} dB, SSIM {summary.ssim:.4f}, mask IoU {summary.mask_iou:.4f}"
     lines = [
-        f"Status **{summary['status']}**: {measures}.",
+        f"Status **{summary.status}**: {measures}.",
         "",
-        f"{summary['faces']} triangles, {summary['vertices']} vertices.",
+        f"{summary.faces} triangles, {summary.vertices} vertices.",
         "",
-        f"Results: `{summary['location']}`",
+        f"Results: `{summary.location}`",
     ]
     create_markdown_artifact("\n".join(lines), key=f"{model}-summary", description="Result")
 
