@@ -1,4 +1,4 @@
-"""Run every benchmark of this package with its defaults: `python -m benchmarks`; one alone: `python -m benchmarks.NAME`.
+"""Run every benchmark with its defaults: `python -m benchmarks`; one alone: `python -m benchmarks.NAME`.
 
 A module takes part by having `main(argv)`. Modules whose names start with an underscore are helpers.
 """
