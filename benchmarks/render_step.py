@@ -135,7 +135,6 @@ def deodr_step(
         for view, target in zip(views, wanted, strict=True):
             off = scene.render(view) - target
             losses += (off * off).sum(axis=(0, 1)) * channel_scale
-            scene.clear_gradients()
             scene._render_2d_backward(2 * off * channel_scale)
             stored = scene.store_backward_current
             grad_vertices += view.project_points_backward(scene.scene_2d.ij_b, store_backward=stored)
