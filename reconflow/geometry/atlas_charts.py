@@ -34,9 +34,9 @@ class ChartOptions:
         min_cos: Smallest cosine between a face's normal and its chart's direction, if it can be had.
     """
 
-    seam_weight: float = 0.02
+    seam_weight: float = 0.05
     chart_price: float = 2e-4
-    min_cos: float = 0.35
+    min_cos: float = 0.4
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Surface:
 
     Attributes:
         normals: (F, 3) unit normals; zero for faces without area.
-        smooth_normals: (F, 3) unit normals averaged over neighbours.
+        smooth_normals: (F, 3) unit normals averaged over neighbours that face alike.
         areas: (F,) squared world units.
         neighbours: (F, 3) int32 face across each edge; -1 for none.
         lengths: (F, 3) edge lengths, world units.
@@ -59,17 +59,20 @@ class Surface:
 
     @classmethod
     def of(cls, mesh: TriangleMesh, smoothing: int = 3) -> Surface:
-        """Measure a mesh; normals are averaged `smoothing` times over the faces' neighbours."""
+        """Measure a mesh; normals are averaged `smoothing` times over the faces' neighbours that face alike."""
         vectors = face_area_vectors(mesh)
+        normals = unit_rows(vectors)
         neighbours = face_neighbours(mesh.faces)
+        across = np.concatenate([normals, np.zeros((1, 3))])[neighbours]
+        alike = np.clip(2.0 * np.einsum("fi,fki->fk", normals, across) - 0.5, 0.0, 1.0)  # sharp edges stay sharp
         smooth = vectors
         for _ in range(smoothing):
             padded = np.concatenate([smooth, np.zeros((1, 3))])
-            smooth = smooth + padded[neighbours[:, 0]] + padded[neighbours[:, 1]] + padded[neighbours[:, 2]]
+            smooth = smooth + sum(alike[:, k, None] * padded[neighbours[:, k]] for k in range(3))
         corners = mesh.vertices.astype(np.float64)[mesh.faces]
         lengths = np.linalg.norm(np.roll(corners, -1, axis=1) - corners, axis=2)
         areas = np.asarray(np.linalg.norm(vectors, axis=1), dtype=np.float64)
-        return cls(unit_rows(vectors), unit_rows(smooth), areas, neighbours, lengths)
+        return cls(normals, unit_rows(smooth), areas, neighbours, lengths)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,13 +206,13 @@ def _merged(
 def _neighbouring_charts(
     labels: NDArray[np.int32], surface: Surface, n_charts: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return (P, 2) pairs of touching charts, smaller first, ascending, and (P,) the lengths of their common borders."""
+    """Return (P, 2) pairs of touching charts, smaller first, ascending, and (P,) the lengths of common borders."""
     across = np.where(surface.neighbours >= 0, labels[surface.neighbours], labels[:, None])
     face, side = np.nonzero(across > labels[:, None])
     keys = labels[face].astype(np.int64) * n_charts + across[face, side]
     unique, index = np.unique(keys, return_inverse=True)
     shared = np.bincount(index, weights=surface.lengths[face, side], minlength=len(unique))
-    return np.stack([unique // n_charts, unique % n_charts], axis=1), shared
+    return np.stack([unique // n_charts, unique % n_charts], axis=1), shared.astype(np.float64)
 
 
 def _independent_pairs(pairs: NDArray[np.int64], gain: NDArray[np.float64], n_charts: int) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from reconflow.geometry.atlas_charts import Charts, Surface
 from reconflow.geometry.mesh import TriangleMesh
 
 _TURNS = 45
+_MAX_CELLS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,55 +160,12 @@ def _bounds(points: NDArray[np.float64], begin: int, end: int, angle: float) -> 
 def _overlapping_pairs(
     flat: NDArray[np.float64], order: NDArray[np.int32], start: NDArray[np.int64]
 ) -> NDArray[np.int32]:
-    """Return (P, 2) pairs of faces of one chart whose (F, 3, 2) projections overlap; exact up to a thousandth of a face."""
+    """Return (P, 2) pairs of faces of one chart whose (F, 3, 2) projections overlap by more than 1/1000 of a face."""
     found = [(np.int32(0), np.int32(0)) for _ in range(0)]
     for chart in range(start.shape[0] - 1):
         members = order[start[chart] : start[chart + 1]]
-        n = members.shape[0]
-        if n < 2:
-            continue
-        low = np.empty((n, 2))
-        high = np.empty((n, 2))
-        extent = 0.0
-        for k in range(n):
-            for i in range(2):
-                values = flat[members[k], :, i]
-                low[k, i], high[k, i] = values.min(), values.max()
-                extent += high[k, i] - low[k, i]
-        cell = max(extent / n, 1e-30)
-        base_x, base_y = low[:, 0].min(), low[:, 1].min()
-        columns = min(int((high[:, 0].max() - base_x) / cell) + 1, 4096)
-        rows = min(int((high[:, 1].max() - base_y) / cell) + 1, 4096)
-        count = np.zeros(columns * rows + 1, dtype=np.int64)
-        entries = np.empty(0, dtype=np.int32)
-        for fill in range(2):
-            for k in range(n):
-                x0, x1 = _cells(low[k, 0], high[k, 0], base_x, cell, columns)
-                y0, y1 = _cells(low[k, 1], high[k, 1], base_y, cell, rows)
-                for y in range(y0, y1 + 1):
-                    for x in range(x0, x1 + 1):
-                        if fill == 0:
-                            count[y * columns + x + 1] += 1
-                        else:
-                            count[y * columns + x] -= 1
-                            entries[count[y * columns + x]] = k
-            if fill == 0:
-                for c in range(columns * rows):
-                    count[c + 1] += count[c]
-                entries = np.empty(count[-1], dtype=np.int32)
-                count[:-1] = count[1:].copy()
-        tolerance = 1e-3 * cell
-        for c in range(columns * rows):
-            for i in range(count[c], count[c + 1]):
-                for j in range(i + 1, count[c + 1]):
-                    f, g = entries[i], entries[j]
-                    # Each pair is judged in one cell only: where the boxes' common corner lies.
-                    x0, _ = _cells(max(low[f, 0], low[g, 0]), base_x, base_x, cell, columns)
-                    y0, _ = _cells(max(low[f, 1], low[g, 1]), base_y, base_y, cell, rows)
-                    if y0 * columns + x0 != c:
-                        continue
-                    if _overlap(flat[members[f]], flat[members[g]], tolerance):
-                        found.append((members[f], members[g]))
+        if members.shape[0] > 1:
+            _overlaps_in_chart(flat, members, found)
     pairs = np.empty((len(found), 2), dtype=np.int32)
     for k in range(len(found)):
         pairs[k, 0], pairs[k, 1] = found[k]
@@ -215,8 +173,62 @@ def _overlapping_pairs(
 
 
 @njit(cache=True)
-def _cells(low: float, high: float, base: float, cell: float, limit: int) -> tuple[int, int]:
-    return min(int((low - base) / cell), limit - 1), min(max(int((high - base) / cell), 0), limit - 1)
+def _overlaps_in_chart(
+    flat: NDArray[np.float64], members: NDArray[np.int32], found: list[tuple[np.int32, np.int32]]
+) -> None:
+    """Append a chart's overlapping pairs, found through a grid of cells as large as the average face's box."""
+    n = members.shape[0]
+    low, high = np.empty((n, 2)), np.empty((n, 2))
+    for k in range(n):
+        for i in range(2):
+            values = flat[members[k], :, i]
+            low[k, i], high[k, i] = values.min(), values.max()
+    base = np.array([low[:, 0].min(), low[:, 1].min()])
+    cell = max((high - low).sum() / (2 * n), 1e-30)
+    columns = _cell(high[:, 0].max(), base[0], cell, _MAX_CELLS) + 1
+    rows = _cell(high[:, 1].max(), base[1], cell, _MAX_CELLS) + 1
+    start, entries = _sorted_into_cells(low, high, base, cell, columns, rows)
+    for c in range(columns * rows):
+        for i in range(start[c], start[c + 1]):
+            for j in range(i + 1, start[c + 1]):
+                f, g = entries[i], entries[j]
+                # Each pair is judged in one cell only: where the lowest corner common to both boxes lies.
+                x = _cell(max(low[f, 0], low[g, 0]), base[0], cell, columns)
+                y = _cell(max(low[f, 1], low[g, 1]), base[1], cell, rows)
+                if y * columns + x == c and _overlap(flat[members[f]], flat[members[g]], 1e-3 * cell):
+                    found.append((members[f], members[g]))
+
+
+@njit(cache=True)
+def _sorted_into_cells(
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    base: NDArray[np.float64],
+    cell: float,
+    columns: int,
+    rows: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """List the boxes that reach into each cell: those of cell c are entries[start[c] : start[c + 1]]."""
+    start = np.zeros(columns * rows + 1, dtype=np.int64)
+    entries = np.empty(0, dtype=np.int32)
+    for filling in range(2):
+        for k in range(low.shape[0]):
+            for y in range(_cell(low[k, 1], base[1], cell, rows), _cell(high[k, 1], base[1], cell, rows) + 1):
+                for x in range(_cell(low[k, 0], base[0], cell, columns), _cell(high[k, 0], base[0], cell, columns) + 1):
+                    if filling:
+                        start[y * columns + x] -= 1
+                        entries[start[y * columns + x]] = k
+                    else:
+                        start[y * columns + x] += 1
+        if not filling:
+            start = np.cumsum(start)
+            entries = np.empty(start[-1], dtype=np.int32)
+    return start, entries
+
+
+@njit(cache=True)
+def _cell(value: float, base: float, cell: float, limit: int) -> int:
+    return min(int((value - base) / cell), limit - 1)
 
 
 @njit(cache=True)

@@ -1,8 +1,9 @@
 """Packing flat charts into a square: bitmaps placed lowest first, turned by quarter turns. Nothing about surfaces.
 
 Every chart becomes a bitmap of the cells that it touches or comes nearer to than half a gutter. Bitmaps are placed from
-the largest to the smallest, each in the quarter turn and place where its upper edge is lowest, then leftmost; free
-holes inside and between charts are used. The scale is searched by bisection.
+the longest to the shortest outline, each in the quarter turn and place where its upper edge is lowest, then leftmost;
+free holes inside and between charts are used. The scale, as a share of the one at which the texture would be full, is
+searched by bisection.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from reconflow.errors import ModelConvergenceError
 from reconflow.geometry.atlas_flatten import FlatCharts
 
-_SEARCH_STEPS = 7
+_PRECISION = 1.008
+_MAX_SHARE, _MIN_SHARE = 0.97, 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,21 +51,20 @@ def pack_charts(flat: FlatCharts, texture_size: int, gutter: int, cells: int = 1
     cell = texture_size / grid
     order = np.argsort(flat.labels, kind="stable").astype(np.int32)
     first = np.searchsorted(flat.labels[order], np.arange(len(flat.sizes) + 1))
-    by_size = np.lexsort((-flat.sizes.min(axis=1), -flat.sizes.max(axis=1))).astype(np.int64)
+    by_size = np.argsort(-flat.sizes.sum(axis=1), kind="stable").astype(np.int64)
     triangles = flat.points[flat.faces[order]]
     total = 0.5 * float(np.abs(_cross(triangles)).sum())
     ideal = texture_size / math.sqrt(max(total, 1e-30))
-    low, high, best = 0.02, 0.97, None
-    share = 0.8
-    for _ in range(_SEARCH_STEPS + 3):
-        placed = _place_all(triangles, first, flat.sizes, by_size, ideal * share / cell, 0.5 * gutter / cell, grid)
-        if placed[0]:
-            low, best = share, (ideal * share, placed[1], placed[2], placed[3])
+    low, high, share = 0.0, _MAX_SHARE, 0.8
+    best: Packing | None = None
+    while high > _PRECISION * low and share > _MIN_SHARE:
+        scale = ideal * share
+        fits, *where = _place_all(triangles, first, flat.sizes, by_size, scale / cell, 0.5 * gutter / cell, grid)
+        if fits:
+            low, best = share, Packing(_texel_positions(flat, scale, cell, 0.5 * gutter, *where), scale)
         else:
             high = share
-        if high / low < 1.01:
-            break
-        share = math.sqrt(low * high) if best is not None else share * 0.9 if share > 0.5 else 0.5 * share
+        share = 0.85 * share if best is None else math.sqrt(low * high)
     if best is None:
         raise ModelConvergenceError(
             "The surface falls into more texture patches than the texture has room for.",
@@ -71,8 +72,7 @@ def pack_charts(flat: FlatCharts, texture_size: int, gutter: int, cells: int = 1
             patches=len(flat.sizes),
             texture_size=texture_size,
         )
-    scale, places, turns, shapes = best
-    return Packing(_texel_positions(flat, scale, cell, 0.5 * gutter, places, turns, shapes), scale)
+    return best
 
 
 def _cross(triangles: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -119,8 +119,8 @@ def _place_all(
     for y in range(grid):
         _update_runs(occupied, runs, y)
     for chart in order:
-        width = max(int(math.ceil(sizes[chart, 0] * scale + 2.0 * margin)), 1)
-        height = max(int(math.ceil(sizes[chart, 1] * scale + 2.0 * margin)), 1)
+        width = max(math.ceil(sizes[chart, 0] * scale + 2.0 * margin), 1)
+        height = max(math.ceil(sizes[chart, 1] * scale + 2.0 * margin), 1)
         if min(width, height) > grid:
             return False, places, turns, shapes
         shapes[chart, 0], shapes[chart, 1] = width, height
@@ -153,10 +153,10 @@ def _cover(
     reach = 0.5 + margin
     for k in range(begin, end):
         p = triangles[k] * scale + margin
-        x0 = max(int(math.floor(p[:, 0].min() - margin)), 0)
-        x1 = min(int(math.floor(p[:, 0].max() + margin)), width - 1)
-        y0 = max(int(math.floor(p[:, 1].min() - margin)), 0)
-        y1 = min(int(math.floor(p[:, 1].max() + margin)), height - 1)
+        x0 = max(math.floor(p[:, 0].min() - margin), 0)
+        x1 = min(math.floor(p[:, 0].max() + margin), width - 1)
+        y0 = max(math.floor(p[:, 1].min() - margin), 0)
+        y1 = min(math.floor(p[:, 1].max() + margin), height - 1)
         for y in range(y0, y1 + 1):
             for x in range(x0, x1 + 1):
                 if mask[y, x]:

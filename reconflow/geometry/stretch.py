@@ -97,7 +97,7 @@ def seam_edges(mesh: TriangleMesh, uv_faces: NDArray[np.int32]) -> NDArray[np.in
     flat = uv_faces.reshape(-1)
     following = np.roll(uv_faces, -1, axis=1).reshape(-1)
     torn = (flat[half_edges] != following[others]) | (following[half_edges] != flat[others])
-    return half_edges[torn].astype(np.int32)
+    return np.asarray(half_edges[torn], dtype=np.int32)
 
 
 def seam_length(mesh: TriangleMesh, uv_faces: NDArray[np.int32]) -> float:
