@@ -1,0 +1,316 @@
+"""Numba kernels of the calibration: depth terraces smoothed within their rounding, and points held against views.
+
+Nothing here decides anything; every loop writes disjoint outputs in a fixed order, single-threaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+FloatGrid = NDArray[np.floating[Any]]
+
+NO_TEST, OUTSIDE_MASK, IN_FRONT, SAME_SURFACE = 0, 1, 2, 3
+
+STEEPEST = 6.0
+"""Depth change within a pixel, in pixel widths, beyond which neighbours belong to different surfaces."""
+
+MASK_SLACK_PX, FRONT_SLACK = 0.75, 3.0
+"""What one-sided tests forgive, in pixels and expected errors: noise must not pull on them."""
+
+LEAST_FACING, LEAST_ALIKE = 0.1, 0.7
+"""Cosines: how much a surface must face a camera to be seen, and how alike normals of one surface are."""
+
+
+@njit(cache=True)
+def smooth_within_rounding(
+    counts: FloatGrid, half_width: float, top: float, join: float, sweeps: int, relaxation: float
+) -> FloatGrid:
+    """Undo rounding: the smoothest values that still round to the stored counts.
+
+    Successive over-relaxation of Laplace's equation inside each pixel's rounding interval. Neighbours further apart
+    than `join` counts are not joined, so that edges and steep flanks, which need no help, stay.
+
+    Args:
+        counts: (H, W) stored values, 0 = nothing.
+        half_width: Half of the rounding interval, counts.
+        top: Largest possible value, counts.
+        join: Largest difference between neighbours on one surface, counts.
+        sweeps: Passes over the image.
+        relaxation: Over-relaxation, 1 to 2.
+
+    Returns:
+        (H, W) float64 values, counts.
+    """
+    height, width = counts.shape
+    values = counts.astype(np.float64)
+    for sweep in range(sweeps):
+        for step_y in range(height):
+            y = step_y if sweep % 2 == 0 else height - 1 - step_y
+            for step_x in range(width):
+                x = step_x if sweep % 2 == 0 else width - 1 - step_x
+                centre = counts[y, x]
+                if centre == 0:
+                    continue
+                total, number = 0.0, 0
+                for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+                    yy, xx = y + dy, x + dx
+                    if 0 <= yy < height and 0 <= xx < width:
+                        other = counts[yy, xx]
+                        if other > 0 and abs(other - centre) <= join:
+                            total += values[yy, xx]
+                            number += 1
+                if number > 0:
+                    moved = values[y, x] + relaxation * (total / number - values[y, x])
+                    values[y, x] = min(max(moved, centre - half_width), min(centre + half_width, top))
+    return values
+
+
+@njit(cache=True)
+def _bilinear(grid: FloatGrid, x: float, y: float) -> tuple[float, float, float]:
+    """Value and x, y derivatives at grid coordinates that lie within the grid."""
+    height, width = grid.shape
+    x0, y0 = min(max(int(np.floor(x)), 0), width - 2), min(max(int(np.floor(y)), 0), height - 2)
+    fx, fy = x - x0, y - y0
+    a, b = grid[y0, x0], grid[y0, x0 + 1]
+    c, d = grid[y0 + 1, x0], grid[y0 + 1, x0 + 1]
+    value = (a * (1 - fx) + b * fx) * (1 - fy) + (c * (1 - fx) + d * fx) * fy
+    return value, (b - a) * (1 - fy) + (d - c) * fy, (c - a) * (1 - fx) + (d - b) * fx
+
+
+@njit(cache=True, inline="always")
+def _rotate(m: FloatGrid, x: float, y: float, z: float) -> tuple[float, float, float]:
+    return (
+        m[0, 0] * x + m[0, 1] * y + m[0, 2] * z,
+        m[1, 0] * x + m[1, 1] * y + m[1, 2] * z,
+        m[2, 0] * x + m[2, 1] * y + m[2, 2] * z,
+    )
+
+
+@njit(cache=True, inline="always")
+def _surface_gradient(
+    px: float, py: float, depth: float, du: float, dv: float, scale: float, fx: float, fy: float
+) -> tuple[float, float, float]:
+    """Gradient, in the camera's frame, of "how far behind the surface"; it points into the object.
+
+    Args:
+        px: Point in the camera's frame, x.
+        py: y.
+        depth: -z.
+        du: Derivative of the value image along x, per pixel.
+        dv: Along y.
+        scale: Depth of the value 1.
+        fx: Focal length along x, pixels.
+        fy: Along y.
+    """
+    gu, gv = scale * du * fx / depth, -scale * dv * fy / depth
+    return -gu, -gv, -1.0 - (gu * px + gv * py) / depth
+
+
+@njit(cache=True)
+def _outside(grid: FloatGrid, height: int, width: int, u: float, v: float) -> tuple[float, float, float]:
+    """Signed distance to a silhouette and its derivatives at any grid coordinates, also beyond the image."""
+    iu, iv = min(max(u, 0.0), width - 1.0), min(max(v, 0.0), height - 1.0)
+    distance, du, dv = _bilinear(grid[:height, :width], iu, iv)
+    beyond = np.hypot(u - iu, v - iv)
+    if beyond > 0:
+        return max(distance, 0.0) + beyond, (u - iu) / beyond, (v - iv) / beyond
+    return distance, du, dv
+
+
+@njit(cache=True)
+def hold_against_views(
+    point_view: NDArray[np.int64],
+    point_px: FloatGrid,
+    point_value: FloatGrid,
+    point_slope: FloatGrid,
+    values: FloatGrid,
+    outside_px: FloatGrid,
+    sizes_hw: NDArray[np.int64],
+    focal_px: FloatGrid,
+    centre_px: FloatGrid,
+    cam_from_world: FloatGrid,
+    scales: FloatGrid,
+    rounding: FloatGrid,
+    blur: float,
+    residual: FloatGrid,
+    kind: NDArray[np.int8],
+    derivative: FloatGrid,
+) -> None:
+    """Back-project points of every view and compare them with every other view.
+
+    Args:
+        point_view: (P,) view of each point.
+        point_px: (P, 2) pixel coordinates, x then y.
+        point_value: (P,) depth as a fraction of the view's scale.
+        point_slope: (P, 2) derivatives of the value, per pixel along x and y; NaN on edges.
+        values: (V, H, W) depth as a fraction of the view's scale, 0 = nothing; padded to one size.
+        outside_px: (V, H, W) signed distance to the mask, positive outside, pixels.
+        sizes_hw: (V, 2) true (height, width) of each view.
+        focal_px: (V, 2).
+        centre_px: (V, 2).
+        cam_from_world: (V, 4, 4).
+        scales: (V,) world depth of the value 1; 0 for a view without depth.
+        rounding: (V,) standard deviation of a stored depth, as a fraction of the scale.
+        blur: Further standard deviation of every distance, world units; large ones make the fit coarse.
+        residual: (P, V) out: OUTSIDE_MASK: distance to the silhouette's cone; else distance behind (positive) or
+            in front of (negative) the surface; both in units of the expected error.
+        kind: (P, V) out: NO_TEST; OUTSIDE_MASK; SAME_SURFACE: the point lies like B's surface and should coincide with
+            it; IN_FRONT: it does not, and is in front.
+        derivative: (P, V, 3) out: of the residual by ln focal length, ln scale of the point's view, ln scale of the
+            other view.
+    """
+    views = len(focal_px)
+    b_from_a, shift = np.zeros((views, views, 3, 3)), np.zeros((views, views, 3))
+    for a in range(views):
+        for b in range(views):
+            for j in range(3):
+                shift[a, b, j] = cam_from_world[b, j, 3]
+                for k in range(3):
+                    for m in range(3):
+                        b_from_a[a, b, j, k] += cam_from_world[b, j, m] * cam_from_world[a, k, m]
+                    shift[a, b, j] -= b_from_a[a, b, j, k] * cam_from_world[a, k, 3]
+    for i in range(len(point_view)):
+        a = point_view[i]
+        depth_a = scales[a] * point_value[i]
+        fax, fay = focal_px[a, 0], focal_px[a, 1]
+        xa, ya = (point_px[i, 0] - centre_px[a, 0]) / fax, -(point_px[i, 1] - centre_px[a, 1]) / fay
+        pixel_a = depth_a / fax
+        na = _surface_gradient(
+            xa * depth_a, ya * depth_a, depth_a, point_slope[i, 0], point_slope[i, 1], scales[a], fax, fay
+        )
+        na_length = np.sqrt(na[0] ** 2 + na[1] ** 2 + na[2] ** 2)
+        for b in range(views):
+            kind[i, b], residual[i, b] = NO_TEST, 0.0
+            derivative[i, b, :] = 0.0
+            if b == a:
+                continue
+            turn = b_from_a[a, b]
+            px, py, pz = _rotate(turn, xa * depth_a, ya * depth_a, -depth_a)
+            px, py, pz = px + shift[a, b, 0], py + shift[a, b, 1], pz + shift[a, b, 2]
+            depth = -pz
+            if depth < 1e-6:
+                continue
+            fx, fy = focal_px[b, 0], focal_px[b, 1]
+            centred_u, centred_v = fx * px / depth, -fy * py / depth
+            u, v = centre_px[b, 0] + centred_u - 0.5, centre_px[b, 1] + centred_v - 0.5
+            height, width = sizes_hw[b, 0], sizes_hw[b, 1]
+            pixel_b = depth / fx
+            # How the point moves in B's frame: with its depth, and with the focal length.
+            ray = _rotate(turn, xa, ya, -1.0)
+            zoomed = _rotate(turn, -xa * depth_a, -ya * depth_a, 0.0)
+            distance, ou, ov = _outside(outside_px[b], height, width, u, v)
+            if distance > MASK_SLACK_PX:
+                weight = pixel_b / np.sqrt((0.4 * pixel_b) ** 2 + (0.4 * pixel_a) ** 2 + blur**2)
+                gu, gv = ou * fx / depth, -ov * fy / depth
+                gz = (gu * px + gv * py) / depth
+                kind[i, b], residual[i, b] = OUTSIDE_MASK, (distance - MASK_SLACK_PX) * weight
+                derivative[i, b, 0] = weight * (
+                    gu * zoomed[0] + gv * zoomed[1] + gz * zoomed[2] + ou * centred_u + ov * centred_v
+                )
+                derivative[i, b, 1] = weight * depth_a * (gu * ray[0] + gv * ray[1] + gz * ray[2])
+                continue
+            if scales[b] <= 0 or distance > 0:
+                continue
+            x0, y0 = min(int(u), width - 2), min(int(v), height - 2)
+            q0, q1 = values[b, y0, x0], values[b, y0, x0 + 1]
+            q2, q3 = values[b, y0 + 1, x0], values[b, y0 + 1, x0 + 1]
+            low, high = min(min(q0, q1), min(q2, q3)), max(max(q0, q1), max(q2, q3))
+            if low <= 0 or (high - low) * scales[b] > STEEPEST * pixel_b:
+                continue
+            surface, du, dv = _bilinear(values[b, :height, :width], u, v)
+            nb = _surface_gradient(px, py, depth, du, dv, scales[b], fx, fy)
+            nb_length = np.sqrt(nb[0] ** 2 + nb[1] ** 2 + nb[2] ** 2)
+            behind = depth - scales[b] * surface
+            # Only a surface that faces B and lies like B's own can be the one that B sees.
+            n = _rotate(turn, na[0], na[1], na[2])
+            facing = (n[0] * px + n[1] * py + n[2] * pz) / (na_length * np.sqrt(px * px + py * py + pz * pz))
+            alike = (n[0] * nb[0] + n[1] * nb[1] + n[2] * nb[2]) / (na_length * nb_length)
+            same = facing > LEAST_FACING and alike > LEAST_ALIKE
+            if behind > 0 and not same:
+                continue
+            along = nb[0] * ray[0] + nb[1] * ray[1] + nb[2] * ray[2]
+            error = np.sqrt(
+                (rounding[a] * scales[a] * along) ** 2
+                + (rounding[b] * scales[b]) ** 2
+                + (0.1 * pixel_b * nb_length) ** 2
+                + (blur * nb_length) ** 2
+            )
+            kind[i, b], residual[i, b] = SAME_SURFACE, behind / error
+            if not same:
+                if behind > -FRONT_SLACK * error:
+                    kind[i, b], residual[i, b] = NO_TEST, 0.0
+                    continue
+                kind[i, b], residual[i, b] = IN_FRONT, behind / error + FRONT_SLACK
+            derivative[i, b, 0] = (
+                nb[0] * zoomed[0]
+                + nb[1] * zoomed[1]
+                + nb[2] * zoomed[2]
+                - scales[b] * (du * centred_u + dv * centred_v)
+            ) / error
+            derivative[i, b, 1] = along * depth_a / error
+            derivative[i, b, 2] = -scales[b] * surface / error
+
+
+@njit(cache=True)
+def normal_equations(
+    point_view: NDArray[np.int64],
+    residual: FloatGrid,
+    kind: NDArray[np.int8],
+    derivative: FloatGrid,
+    weights: FloatGrid,
+    width: float,
+    column: NDArray[np.int64],
+    columns: int,
+    gradient: FloatGrid,
+    reward: float,
+) -> tuple[float, FloatGrid]:
+    """Sum the robust cost and its Gauss-Newton system.
+
+    The loss is Geman-McClure, w² r² / (w² + r²), of width w for pairs on the same surface, where occlusion is usual,
+    and 2 w for one-sided tests. A pair on the same surface can earn w², so that cameras which make views coincide win
+    over cameras that leave them nothing in common: the cost of a perfect fit is negative then.
+
+    Args:
+        point_view: (P,) view of each point.
+        residual: (P, V) from `hold_against_views`; likewise `kind` and `derivative`.
+        kind: (P, V).
+        derivative: (P, V, 3).
+        weights: (P,) of the points.
+        width: w, in expected errors.
+        column: (1 + V,) column of the focal length and of each view's scale, negative where it is not fitted.
+        columns: Number of columns.
+        gradient: (P, columns) out: each point's part of half the cost's gradient.
+        reward: 1 to let coinciding surfaces earn, 0 for contradictions only.
+
+    Returns:
+        cost, and the (columns, columns) matrix.
+    """
+    hessian = np.zeros((columns, columns))
+    gradient[:] = 0.0
+    cost = 0.0
+    row = np.zeros(columns)
+    for i in range(len(point_view)):
+        for b in range(residual.shape[1]):
+            if kind[i, b] == NO_TEST:
+                continue
+            r = residual[i, b]
+            wide = width if kind[i, b] == SAME_SURFACE else 2 * width
+            shrink = wide * wide / (wide * wide + r * r)
+            cost += weights[i] * shrink * r * r
+            if kind[i, b] == SAME_SURFACE:
+                cost -= reward * weights[i] * width * width
+            w = weights[i] * shrink * shrink
+            row[:] = 0.0
+            for j, c in ((0, column[0]), (1, column[1 + point_view[i]]), (2, column[1 + b])):
+                if c >= 0:
+                    row[c] = derivative[i, b, j]
+            for j in range(columns):
+                if row[j] != 0.0:
+                    gradient[i, j] += w * r * row[j]
+                    for k in range(columns):
+                        hessian[j, k] += w * row[j] * row[k]
+    return cost, hessian
