@@ -119,8 +119,9 @@ def coverage_at(mask: NDArray[np.bool_], image_hw: tuple[int, ...]) -> NDArray[n
 def mask_from_background(rgb_srgb: NDArray[np.uint8], view: str) -> NDArray[np.float32]:
     """Estimate the mask of an object in front of a plain background.
 
-    Background-coloured regions inside the object count as holes only when they are larger than 0.05 % of the picture
-    and lie clearly within the background's noise.
+    At the rim a pixel's coverage is its distance from the background relative to the largest one beside it, so that
+    the mask ends at half contrast. Background-coloured regions inside the object count as holes only when they are
+    larger than 0.05 % of the picture and lie clearly within the background's noise.
 
     Args:
         rgb_srgb: (H, W, 3) display values.
@@ -144,10 +145,10 @@ def mask_from_background(rgb_srgb: NDArray[np.uint8], view: str) -> NDArray[np.f
     threshold = background.threshold
     solid, _ = without_specks(distance >= threshold)
     filled = _without_false_holes(solid, distance, 0.5 * threshold)
-    ramp = np.arange(256, dtype=np.float32) / np.float32(threshold) - np.float32(0.5)
-    alpha: NDArray[np.float32] = np.clip(ramp, 0, 1)[distance]
-    alpha[~ndimage.binary_dilation(filled, _EIGHT)] = 0
-    alpha[filled & ~solid] = 1
+    contrast = np.maximum(ndimage.maximum_filter(distance, 3).astype(np.float32), np.float32(2 * threshold))
+    alpha: NDArray[np.float32] = np.minimum(distance / contrast, np.float32(1))
+    alpha[(distance < 0.5 * threshold) | ~ndimage.binary_dilation(filled, _EIGHT)] = 0
+    alpha[(filled & ~solid) | ndimage.binary_erosion(filled, _EIGHT, iterations=2)] = 1
     return alpha
 
 

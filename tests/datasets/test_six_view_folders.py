@@ -299,6 +299,19 @@ def test_a_depth_of_something_else_is_a_fault(root: Path) -> None:
     assert "does not show what" in the_fault(root).message
 
 
+def test_a_pale_object_and_a_shadow_are_no_contradiction(root: Path) -> None:
+    pale = np.where(silhouette(0)[..., None], np.uint8(248), np.uint8(255)).repeat(3, axis=-1)
+    pale[26:34, 26:34] = 30
+    save(root / "multi_views/front.png", pale)
+    shadow = photo(1)
+    shadow[40:58, 6:58] = np.minimum(shadow[40:58, 6:58], 200)
+    shadow[8:22, 6:58] = np.minimum(shadow[8:22, 6:58], 200)
+    save(root / "multi_views/back.png", shadow)
+    dataset = load_dataset(root)
+    np.testing.assert_array_equal(dataset.views[0].mask, silhouette(0))
+    assert any("multi_views/front.png and depth_renders/front.png" in warning for warning in dataset.warnings)
+
+
 def test_too_few_pixels_are_a_fault(root: Path) -> None:
     save(root / "multi_views/front.png", photo(0, 48))
     fault = the_fault(root)
