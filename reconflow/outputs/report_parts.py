@@ -95,7 +95,8 @@ def key_figures(quality: QualityReport, total_s: float | None) -> tuple[Figure, 
     figures.append(Figure(short(mesh.faces), "triangles"))
     pieces = "one piece" if mesh.components == 1 else f"{mesh.components} pieces"
     figures.append(Figure("closed" if mesh.watertight else "open", f"surface, {pieces}"))
-    figures.append(Figure(f"{mesh.texture_hw[1]} × {mesh.texture_hw[0]}", "texture", "px"))
+    height, width = mesh.texture_hw
+    figures.append(Figure(f"{width}²" if width == height else f"{width} × {height}", "texture", "px"))
     figures.append(Figure("–" if total_s is None else duration(total_s), "computing time"))
     return tuple(figures)
 

@@ -12,6 +12,8 @@
     note.textContent = why + " The turntable is shown instead.";
   };
   if (!gl) return fail("This browser has no WebGL 2.");
+  gl.clearColor(1, 1, 1, 1);
+  gl.clear(gl.COLOR_BUFFER_BIT);
 
   const parseGlb = (bytes) => {
     const view = new DataView(bytes.buffer);
@@ -81,13 +83,14 @@
   const FACES = { front: [0, 0], back: [Math.PI, 0], left: [Math.PI / 2, 0], right: [-Math.PI / 2, 0], top: [Math.PI, Math.PI / 2], bottom: [0, -Math.PI / 2] };
   const START = [0.6, 0.32];
 
-  const start = (mesh, bitmap) => {
+  const start = (mesh, picture) => {
     const program = compile(
-      `in vec3 position; in vec3 normal; in vec2 uv; uniform mat4 clip; out vec2 st; out vec3 n; out vec3 p;
-       void main() { st = uv; n = normal; p = position; gl_Position = clip * vec4(position, 1.0); }`,
-      `in vec2 st; in vec3 n; in vec3 p; uniform sampler2D base; uniform vec3 eye; uniform int mode; out vec4 colour;
+      `in vec3 position; in vec3 normal; in vec2 uv; uniform mat4 clip; uniform float lift; out vec2 st; out vec3 n; out vec3 p;
+       void main() { st = uv; n = normal; p = position; gl_Position = clip * vec4(position, 1.0);
+         gl_Position.z -= lift * gl_Position.w; }`,
+      `in vec2 st; in vec3 n; in vec3 p; uniform sampler2D base; uniform vec3 eye; uniform int mode; uniform float ink; out vec4 colour;
        void main() {
-         if (mode == 2) { colour = vec4(0.10, 0.30, 0.42, 1.0); return; }
+         if (mode == 2) { colour = vec4(0.08, 0.30, 0.40, ink); return; }
          vec3 texel = texture(base, st).rgb;
          float facing = abs(dot(normalize(n), normalize(eye - p)));
          if (mode == 1) texel = vec3(0.30 + 0.58 * pow(facing, 0.8));
@@ -108,7 +111,8 @@
     let edgeBuffer = null;
 
     gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
-    gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, bitmap);
+    gl.pixelStorei(gl.UNPACK_COLORSPACE_CONVERSION_WEBGL, gl.NONE);
+    gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, picture);
     gl.generateMipmap(gl.TEXTURE_2D);
     gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.LINEAR_MIPMAP_LINEAR);
     const sharper = gl.getExtension("EXT_texture_filter_anisotropic");
@@ -135,7 +139,6 @@
       const [width, height] = [Math.round(canvas.clientWidth * ratio), Math.round(canvas.clientHeight * ratio)];
       if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
       gl.viewport(0, 0, width, height);
-      gl.clearColor(1, 1, 1, 1);
       gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
       gl.enable(gl.DEPTH_TEST);
       const { right, up, back } = axes();
@@ -143,14 +146,14 @@
       const eye = state.target.map((t, k) => t + away * back[k]);
       const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
       const look = [right[0], up[0], back[0], 0, right[1], up[1], back[1], 0, right[2], up[2], back[2], 0, -dot(right, eye), -dot(up, eye), -dot(back, eye), 1];
-      const near = Math.max(away - 4 * radius, away * 0.01);
+      const reach = 1.1 * (radius + Math.hypot(...state.target.map((t, k) => t - middle[k])));
+      const near = Math.max(away - reach, away * 0.02);
       gl.useProgram(program);
-      gl.uniformMatrix4fv(gl.getUniformLocation(program, "clip"), false, multiply(perspective(FOV, width / Math.max(height, 1), near, away + 6 * radius), look));
+      gl.uniformMatrix4fv(gl.getUniformLocation(program, "clip"), false, multiply(perspective(FOV, width / Math.max(height, 1), near, away + reach), look));
       gl.uniform3fv(gl.getUniformLocation(program, "eye"), eye);
       const mode = gl.getUniformLocation(program, "mode");
       gl.uniform1i(mode, state.mode === 2 ? 3 : state.mode);
-      gl.enable(gl.POLYGON_OFFSET_FILL);
-      gl.polygonOffset(1, 1);
+      gl.uniform1f(gl.getUniformLocation(program, "lift"), 0);
       gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, faceBuffer);
       gl.drawElements(gl.TRIANGLES, mesh.indices.length, indexType, 0);
       if (state.mode === 2) {
@@ -160,8 +163,13 @@
           gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, edgesOf(mesh.indices), gl.STATIC_DRAW);
         }
         gl.uniform1i(mode, 2);
+        gl.uniform1f(gl.getUniformLocation(program, "lift"), 0.0006);
+        gl.uniform1f(gl.getUniformLocation(program, "ink"), Math.max(0.25, Math.min(0.9, (30000 * state.zoom) / mesh.indices.length * 3)));
+        gl.enable(gl.BLEND);
+        gl.blendFunc(gl.SRC_ALPHA, gl.ONE_MINUS_SRC_ALPHA);
         gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, edgeBuffer);
         gl.drawElements(gl.LINES, mesh.indices.length * 2, gl.UNSIGNED_INT, 0);
+        gl.disable(gl.BLEND);
       }
     };
     const redraw = () => {
@@ -224,18 +232,20 @@
       event.preventDefault();
     });
     root.querySelectorAll("button[data-face]").forEach((button) => button.addEventListener("click", () => face(button.dataset.face)));
-    root.querySelectorAll("button[data-mode]").forEach((button) => button.addEventListener("click", () => {
-      state.mode = Number(button.dataset.mode);
-      root.querySelectorAll("button[data-mode]").forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
+    const show = (mode) => {
+      state.mode = mode;
+      root.querySelectorAll("button[data-mode]").forEach((button) => button.setAttribute("aria-pressed", String(Number(button.dataset.mode) === mode)));
       redraw();
-    }));
+    };
+    root.querySelectorAll("button[data-mode]").forEach((button) => button.addEventListener("click", () => show(Number(button.dataset.mode))));
     canvas.addEventListener("webglcontextlost", (event) => {
       event.preventDefault();
       fail("The graphics card dropped the picture; reload the page.");
     });
     new ResizeObserver(redraw).observe(canvas);
-    const named = new URLSearchParams(location.hash.slice(1)).get("view");
-    if (named) face(named);
+    const asked = new URLSearchParams(location.hash.slice(1)); // e.g. report.html#view=left&mode=1
+    if (asked.has("view")) face(asked.get("view"));
+    if (asked.has("mode")) show(Number(asked.get("mode")) % 3);
     draw();
     root.dataset.ready = "true";
   };
@@ -246,9 +256,18 @@
   for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
   try {
     const mesh = parseGlb(bytes);
-    createImageBitmap(mesh.image, { premultiplyAlpha: "none", colorSpaceConversion: "none" })
-      .then((bitmap) => start(mesh, bitmap))
-      .catch((error) => fail("The 3D view could not start (" + error.message + ")."));
+    const picture = new Image();
+    const sorry = (error) => fail("The 3D view could not start (" + error.message + ").");
+    picture.onload = () => {
+      try {
+        start(mesh, picture);
+      } catch (error) {
+        sorry(error);
+      }
+      URL.revokeObjectURL(picture.src);
+    };
+    picture.onerror = () => sorry(new Error("its texture cannot be decoded"));
+    picture.src = URL.createObjectURL(mesh.image);
   } catch (error) {
     fail("The 3D view could not start (" + error.message + ").");
   }
