@@ -28,7 +28,7 @@ from samples.solids import parts_at
 from samples.surface import Surface, build_surface, simplify_surface
 
 _BAND_ROWS = 64
-_GOLDEN_ANGLE = math.pi * (3.0 - math.sqrt(5.0))
+_GOLDEN_RATIO = (1.0 + math.sqrt(5.0)) / 2.0
 
 
 @dataclass(frozen=True)
@@ -165,11 +165,12 @@ def encode_depth(depth: NDArray[np.float64], bits: int) -> NDArray[np.unsignedin
 
 
 def novel_cameras(count: int, seed: int, fov_rad: float, distance: float, size: int) -> tuple[PinholeCamera, ...]:
-    """Return held-out cameras on a spiral around the object, from above to below, none on an axis."""
+    """Return held-out cameras all around the object, from above to below, none within 20° of an axis."""
     cameras = []
     for index in range(count):
         rise = math.sin(math.radians(52.0)) * (1.0 - 2.0 * (index + 0.5) / count)
-        turn = 0.6 + seed + index * _GOLDEN_ANGLE
+        within_quarter = math.modf(_GOLDEN_RATIO * (index + 1 + seed))[0]
+        turn = math.radians(90.0 * (3 * index % 4) + 22.0 + 46.0 * within_quarter)
         flat = math.sqrt(1.0 - rise**2)
         backward = np.array([flat * math.sin(turn), rise, flat * math.cos(turn)])
         right = np.cross([0.0, 1.0, 0.0], backward)

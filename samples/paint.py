@@ -88,17 +88,17 @@ def apply_prints(points: Points, normals: Points, colours: Colours, prints: tupl
             across = item.wrap_radius * angle
             away = np.hypot(points @ right, points @ facing) - item.wrap_radius
             front = normals @ right * np.sin(angle) + normals @ facing * np.cos(angle)
-        stencil = _stencil(item.text)
-        height = item.width * stencil.shape[0] / stencil.shape[1]
-        coverage = _look_up(stencil, across / item.width + 0.5, 0.5 - (offset @ up) / height)
+        letters = stencil(item.text)
+        height = item.width * letters.shape[0] / letters.shape[1]
+        coverage = _look_up(letters, across / item.width + 0.5, 0.5 - (offset @ up) / height)
         coverage = np.where((np.abs(away) < item.reach) & (front > 0.4), coverage, 0.0)
         colours = mix(colours, colour(item.ink), coverage)
     return colours
 
 
 @lru_cache
-def _stencil(text: str) -> NDArray[np.float64]:
-    """Return the text's coverage (H, W) in [0, 1], cropped to its ink plus a margin."""
+def stencil(text: str) -> NDArray[np.float64]:
+    """Return the coverage (H, W) in [0, 1] of a line of text, cropped to its ink plus a margin."""
     font = ImageFont.load_default(_FONT_PX)
     left, top, right, bottom = font.getbbox(text, stroke_width=3)
     image = Image.new("L", (int(right - left) + 2 * _PAD_PX, int(bottom - top) + 2 * _PAD_PX), 0)
