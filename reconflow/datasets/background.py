@@ -62,7 +62,7 @@ class BackgroundModel:
             for channel in range(3):
                 expected = plane[channel, 0] + plane[channel, 1] * x + (plane[channel, 2] * y[rows])[:, None]
                 np.maximum(worst, np.abs(rgb_srgb[rows, :, channel] - expected), out=worst)
-            distance[rows] = np.minimum(worst, 255).astype(np.uint8)
+            distance[rows] = np.minimum(np.rint(worst), 255).astype(np.uint8)
         return distance
 
 
@@ -87,11 +87,19 @@ def fit_background(rgb_srgb: NDArray[np.uint8]) -> BackgroundModel:
     for _ in range(4):
         if inlier.mean() < 0.3:
             break
-        plane = np.linalg.lstsq(design[inlier], colours[inlier], rcond=None)[0].T
+        plane = _least_squares(design[inlier], colours[inlier]).T
         residual = np.abs(colours - design @ plane.T).max(axis=1)
         noise = 1.4826 * float(np.median(residual[inlier]))
         inlier = residual <= max(_MIN_THRESHOLD, 4.0 * noise)
     return BackgroundModel(plane, noise, float(inlier.mean()))
+
+
+def _least_squares(design: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Solve the normal equations with sums in one fixed order, so that the thread count cannot change the result."""
+    solution: NDArray[np.float64] = np.linalg.solve(
+        np.einsum("ni,nj->ij", design, design), np.einsum("ni,nc->ic", design, values)
+    )
+    return solution
 
 
 def shrunk(image: NDArray[np.uint8], longest_px: int) -> NDArray[np.uint8]:

@@ -201,10 +201,10 @@ def _png_profile(chunk: bytes) -> bytes | None:
 
 def _read_jpeg(content: bytes, file: str, min_side_px: int) -> ImageHeader:
     essential = [(0, 2)]
-    orientation, profile = 1, b""
+    orientation, profile = 1, list[bytes]()
     frame: tuple[int, int, int, int] | None = None
     position = 2
-    while True:
+    for _ in range(_MAX_CHUNKS):
         marker, start, stop = _jpeg_segment(content, position, file)
         if marker in _JPEG_FRAMES:
             if stop - start < 6 or frame is not None:
@@ -214,12 +214,14 @@ def _read_jpeg(content: bytes, file: str, min_side_px: int) -> ImageHeader:
         elif marker == 0xE1 and content[start : start + 6] == b"Exif\0\0":
             orientation = _exif_orientation(content[start + 6 : stop])
         elif marker == 0xE2 and content[start : start + 12] == b"ICC_PROFILE\0":
-            profile += content[start + 14 : stop]
+            profile.append(content[start + 14 : stop])
         if marker == 0xDA:
             break
         if marker in (0xE0, 0xEE) or not 0xE0 <= marker <= 0xFE:
             essential.append((position, stop))
         position = stop
+    else:
+        raise _damaged(file, "it is cut into too many pieces")
     if frame is None or content.count(b"\xff\xda", position) > _MAX_SCANS:
         raise _damaged(file, "the JPEG has no frame header or far too many scans")
     essential.append((position, len(content)))
@@ -228,7 +230,9 @@ def _read_jpeg(content: bytes, file: str, min_side_px: int) -> ImageHeader:
         raise _damaged(file, f"it has {components} colour components")
     colours = _JPEG_COLOURS[components]
     stored = (height, width)
-    return ImageHeader(ImageFormat.JPEG, stored, bits, colours, orientation, profile or None, tuple(essential))
+    return ImageHeader(
+        ImageFormat.JPEG, stored, bits, colours, orientation, b"".join(profile) or None, tuple(essential)
+    )
 
 
 def _jpeg_segment(content: bytes, position: int, file: str) -> tuple[int, int, int]:

@@ -61,7 +61,7 @@ def read_transforms(folder: DatasetFolder, file: str) -> tuple[TransformsFile, b
             shown_long(f"{file}: {'; '.join(problems[:5])}" if problems else error.message),
             suggestion=error.suggestion,
             file=file,
-            problems=[shown_long(problem) for problem in problems],
+            problems=[shown_long(problem) for problem in problems[:50]],
         ) from None
 
 

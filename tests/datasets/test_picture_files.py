@@ -232,6 +232,16 @@ def test_a_jpeg_with_countless_scans_is_refused() -> None:
         photo_of(content[:first] + content[first:-2] * 300 + content[-2:])
 
 
+def test_a_flood_of_tiny_pieces_is_refused_quickly() -> None:
+    jpeg = encode(Image.fromarray(photo(0)), "JPEG")
+    for content in (
+        jpeg[:2] + b"\xff\xe2\x00\x11ICC_PROFILE\0\1\1x" * 110_000 + jpeg[2:],
+        encode(Image.fromarray(photo(0)))[:33] + png_chunk(b"IDAT", b"") * 110_000,
+    ):
+        with pytest.raises(InvalidFileFormatError, match="too many pieces"):
+            photo_of(content)
+
+
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_a_photo_without_rgb_is_refused(mode: str) -> None:
     with pytest.raises(InvalidFileFormatError):
