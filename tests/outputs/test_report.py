@@ -94,6 +94,17 @@ def test_residuals_of_a_view_stand_in_its_row_and_the_others_below() -> None:
     assert overall_residuals({"mask_iou": 0.99, "front.overlap_levels": 0.5}, RIG) == [("mask iou", "0.99")]
 
 
+def test_a_warning_told_twice_is_shown_once(box: TexturedMesh, dataset: Dataset, glb: Path) -> None:
+    data = report_data(box, dataset, glb, warnings=("Pale object.", "Mean PSNR is low.", "Pale object."))
+    twice = replace(
+        data,
+        quality=data.quality.model_copy(update={"reasons": ("Mean PSNR is low.",)}),
+        calibration=replace(data.calibration, notes=("Pale object.",)),
+    )
+    page = render_report(twice)
+    assert (page.count("Pale object."), page.count("Mean PSNR is low.")) == (1, 1)
+
+
 def test_hostile_text_stays_text(box: TexturedMesh, dataset: Dataset, glb: Path, page: str) -> None:
     hostile = render_report(
         report_data(
