@@ -47,24 +47,12 @@ def pack_charts(flat: FlatCharts, texture_size: int, gutter: int, cells: int = 1
     Raises:
         ModelConvergenceError: Even at a tiny scale the charts' gutters do not fit.
     """
+    bitmaps = _Bitmaps.of(flat, texture_size, 0.5 * gutter)
     grid = min(texture_size, cells)
-    cell = texture_size / grid
-    order = np.argsort(flat.labels, kind="stable").astype(np.int32)
-    first = np.searchsorted(flat.labels[order], np.arange(len(flat.sizes) + 1))
-    by_size = np.argsort(-flat.sizes.sum(axis=1), kind="stable").astype(np.int64)
-    triangles = flat.points[flat.faces[order]]
-    total = 0.5 * float(np.abs(_cross(triangles)).sum())
-    ideal = texture_size / math.sqrt(max(total, 1e-30))
-    low, high, share = 0.0, _MAX_SHARE, 0.8
-    best: Packing | None = None
-    while high > _PRECISION * low and share > _MIN_SHARE:
-        scale = ideal * share
-        fits, *where = _place_all(triangles, first, flat.sizes, by_size, scale / cell, 0.5 * gutter / cell, grid)
-        if fits:
-            low, best = share, Packing(_texel_positions(flat, scale, cell, 0.5 * gutter, *where), scale)
-        else:
-            high = share
-        share = 0.85 * share if best is None else math.sqrt(low * high)
+    rough = bitmaps.largest(max(grid // 4, 16), 0.0, _MAX_SHARE, 1.02)
+    # Coarse bitmaps are too large by a fraction of a cell, so that finer ones fit at a slightly larger scale.
+    best = None if rough is None else bitmaps.largest(grid, rough.share, min(1.06 * rough.share, 1.0), _PRECISION)
+    best = best or rough or bitmaps.largest(grid, 0.0, _MAX_SHARE, _PRECISION)
     if best is None:
         raise ModelConvergenceError(
             "The surface falls into more texture patches than the texture has room for.",
@@ -72,7 +60,58 @@ def pack_charts(flat: FlatCharts, texture_size: int, gutter: int, cells: int = 1
             patches=len(flat.sizes),
             texture_size=texture_size,
         )
-    return best
+    texels = _texel_positions(flat, best.scale, best.cell, 0.5 * gutter, best.places, best.turns, best.shapes)
+    return Packing(texels, best.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class _Placement:
+    """Where bitmaps fit: scale (texels per unit) and its share of the ideal one, cell size, and each chart's place."""
+
+    share: float
+    scale: float
+    cell: float
+    places: NDArray[np.int64]
+    turns: NDArray[np.int64]
+    shapes: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Bitmaps:
+    """The charts' triangles grouped by chart, in the order of placing, and the texture that they go into."""
+
+    triangles: NDArray[np.float64]
+    first: NDArray[np.int64]
+    sizes: NDArray[np.float64]
+    order: NDArray[np.int64]
+    texture_size: int
+    margin: float
+
+    @classmethod
+    def of(cls, flat: FlatCharts, texture_size: int, margin: float) -> _Bitmaps:
+        by_chart = np.argsort(flat.labels, kind="stable").astype(np.int32)
+        first = np.searchsorted(flat.labels[by_chart], np.arange(len(flat.sizes) + 1))
+        longest_first = np.argsort(-flat.sizes.sum(axis=1), kind="stable").astype(np.int64)
+        return cls(flat.points[flat.faces[by_chart]], first, flat.sizes, longest_first, texture_size, margin)
+
+    def largest(self, grid: int, low: float, high: float, precision: float) -> _Placement | None:
+        """Search the largest share between two, the lower known to fit if it is positive, at which all charts fit."""
+        total = 0.5 * float(np.abs(_cross(self.triangles)).sum())
+        ideal = self.texture_size / math.sqrt(max(total, 1e-30))
+        cell = self.texture_size / grid
+        share = math.sqrt(low * high) if low > 0 else 0.8
+        best: _Placement | None = None
+        while high > precision * low and share > _MIN_SHARE:
+            scale = ideal * share
+            fits, *where = _place_all(
+                self.triangles, self.first, self.sizes, self.order, scale / cell, self.margin / cell, grid
+            )
+            if fits:
+                low, best = share, _Placement(share, scale, cell, *where)
+            else:
+                high = share
+            share = math.sqrt(low * high) if low > 0 else 0.85 * share
+        return best
 
 
 def _cross(triangles: NDArray[np.float64]) -> NDArray[np.float64]:

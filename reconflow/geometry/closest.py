@@ -1,4 +1,4 @@
-"""Nearest points on a triangle mesh, found through its nearest vertices. Distances only, no rays."""
+"""Nearest points on a triangle mesh, found through its nearest vertices and samples. Distances only, no rays."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from reconflow.geometry.mesh import TriangleMesh
 class SurfaceLocator:
     """Answers for many points which point of a mesh is nearest.
 
-    Only the faces round the few nearest vertices are looked at: exact for meshes of even edge lengths and points near
-    the surface, an upper bound of the distance elsewhere.
+    Only the faces at the few nearest vertices and samples are looked at. Faces longer than `spacing` carry samples at
+    about that distance, so the answer is exact for points within about a spacing of the surface, and an upper bound
+    of the distance elsewhere.
     """
 
-    def __init__(self, mesh: TriangleMesh, nearest_vertices: int = 4) -> None:
+    def __init__(self, mesh: TriangleMesh, spacing: float, nearest: int = 4) -> None:
         self._points = mesh.vertices.astype(np.float64)
         self._faces = np.ascontiguousarray(mesh.faces, dtype=np.int32)
-        self._tree = cKDTree(self._points)
-        self._nearest = min(nearest_vertices, len(self._points))
-        self._start, self._incident = _faces_of_vertices(self._faces, len(self._points))
+        samples, sampled_faces = _samples_of_long_faces(self._points[self._faces], spacing)
+        self._tree = cKDTree(np.concatenate([self._points, samples]))
+        self._nearest = min(nearest, len(self._points) + len(samples))
+        start, incident = _faces_of_vertices(self._faces, len(self._points))
+        self._start = np.concatenate([start, start[-1] + 1 + np.arange(len(samples))])
+        self._incident = np.concatenate([incident, sampled_faces])
 
     def project(
         self, points: NDArray[np.float64]
@@ -49,6 +53,33 @@ class SurfaceLocator:
         """Interpolate (V,) or (V, C) vertex values of the mesh at points returned by `project`."""
         weights = bary if values.ndim == 1 else bary[:, :, None]
         return np.asarray((values[self._faces[face]] * weights).sum(axis=1), dtype=np.float64)
+
+
+def _samples_of_long_faces(
+    corners: NDArray[np.float64], spacing: float
+) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    """Halve the (F, 3, 3) faces at their longest edges until none exceeds the spacing.
+
+    Returns:
+        centres: (S, 3) centres of the pieces of divided faces.
+        face: (S,) int32 the face of each.
+    """
+    face = np.arange(len(corners), dtype=np.int32)
+    divided = np.zeros(len(corners), dtype=bool)
+    pieces: list[tuple[NDArray[np.float64], NDArray[np.int32]]] = []
+    while len(corners):
+        edges = np.linalg.norm(np.roll(corners, -1, axis=1) - corners, axis=2)
+        long = edges.max(axis=1) > spacing
+        done = ~long & divided
+        pieces.append((corners[done].mean(axis=1), face[done]))
+        corners, face = corners[long], face[long]
+        turn = (edges[long].argmax(axis=1)[:, None] + np.arange(3)) % 3
+        a, b, c = np.take_along_axis(corners, turn[:, :, None], axis=1).transpose(1, 0, 2)
+        middle = 0.5 * (a + b)
+        corners = np.concatenate([np.stack([a, middle, c], axis=1), np.stack([middle, b, c], axis=1)])
+        face = np.concatenate([face, face])
+        divided = np.ones(len(face), dtype=bool)
+    return np.concatenate([centres for centres, _ in pieces]), np.concatenate([faces for _, faces in pieces])
 
 
 @njit(cache=True)

@@ -86,7 +86,7 @@ def remesh_isotropic(
             suggestion="Give one length in world units, or one per vertex.",
             smallest=float(np.min(wanted)),
         )
-    locator = SurfaceLocator(mesh)
+    locator = SurfaceLocator(mesh, spacing=2.0 * float(np.median(wanted)))
     sound = remove_slivers(mesh, twin_half_edges(mesh.faces), _NEEDLE_QUALITY)
     points, faces = sound.vertices.astype(np.float64), sound.faces
     twins = twin_half_edges(faces)

@@ -3,6 +3,7 @@ import pytest
 from numpy.typing import NDArray
 
 from reconflow.errors import ValidationFailedError
+from reconflow.geometry.closest import SurfaceLocator
 from reconflow.geometry.facts import mesh_facts
 from reconflow.geometry.mesh import TriangleMesh
 from reconflow.geometry.remesh import (
@@ -76,6 +77,32 @@ def test_a_budget_above_the_input_refines_it() -> None:
     result = remesh_to_budget(iso_surface(sphere, resolution=16), 8000)
     assert 7000 <= len(result.faces) <= 8000
     assert mesh_facts(result).genus == 0
+
+
+def test_large_flat_faces_are_refined_in_their_planes_and_edges_lose_little() -> None:
+    result = remesh_isotropic(cube(), 0.06)
+    assert len(result.faces) > 2500
+    depth = np.minimum(result.vertices, 1 - result.vertices).min(axis=1)
+    assert np.quantile(depth, 0.99) < 1e-6
+    assert depth.max() < 0.03
+    assert mesh_facts(result).volume == pytest.approx(1.0, abs=0.01)
+    assert mesh_facts(result).genus == 0
+
+
+def test_the_nearest_point_agrees_with_trying_every_face() -> None:
+    mesh = decimate(iso_surface(SOLIDS["torus"][0], resolution=32), 600)
+    rng = np.random.default_rng(1)
+    points = mesh.vertices[rng.integers(0, len(mesh.vertices), 60)] + rng.normal(0, 0.05, (60, 3))
+    found, face, bary = SurfaceLocator(mesh, spacing=0.1).project(points)
+    corners = mesh.vertices.astype(np.float64)[mesh.faces]
+    np.testing.assert_allclose((corners[face] * bary[:, :, None]).sum(axis=1), found, atol=1e-12)
+    grid = np.array([(i / 40, j / 40) for i in range(41) for j in range(41 - i)])
+    weights = np.column_stack([1 - grid.sum(axis=1), grid])
+    samples = np.einsum("sk,fki->fsi", weights, corners).reshape(-1, 3)
+    slow = np.sqrt(((points[:, None] - samples) ** 2).sum(axis=2)).min(axis=1)
+    distance = np.linalg.norm(points - found, axis=1)
+    assert (distance <= slow + 1e-9).all()
+    np.testing.assert_allclose(distance, slow, atol=2e-3)
 
 
 def test_the_curvature_of_a_sphere_is_one_over_its_radius() -> None:
