@@ -66,7 +66,7 @@ def run_command(
         DatasetFolder.open(dataset)
         title = f"{dataset.resolve().name} · {model} · {preset}"
         with showing_progress(console, title) as report, stopping_between_steps(console, report) as on_progress:
-            on_progress(0, 1, "starting")
+            report(0, 1, "starting")
             summary = run_flow(request, on_progress) if use_prefect else run_plainly(request, on_progress)
     if as_json:
         typer.echo(summary.model_dump_json(indent=2))
@@ -147,19 +147,22 @@ def reporting_errors(console: Console, *, as_json: bool) -> Iterator[None]:
 def stopping_between_steps(console: Console, on_progress: OnProgress) -> Iterator[OnProgress]:
     """Let the first Ctrl-C stop the work at its next step, cleanly, and the second one at once.
 
+    Before the work has begun there is nothing to end cleanly, and the first one stops at once.
+
     Args:
         console: Told that the first one was heard.
         on_progress: The receiver to wrap.
     """
-    asked = threading.Event()
+    begun, asked = threading.Event(), threading.Event()
 
     def ask(_number: int, _frame: FrameType | None) -> None:
-        if asked.is_set():
+        if asked.is_set() or not begun.is_set():
             raise KeyboardInterrupt
         asked.set()
         console.print("Stopping after this step; press Ctrl-C again to stop at once.")
 
     def report(step: int, total: int, message: str) -> None:
+        begun.set()
         if asked.is_set():
             raise Cancelled("The run was cancelled.", suggestion="Run the same command again to start over.")
         on_progress(step, total, message)

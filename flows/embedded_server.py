@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
-    import uvicorn
 
 SHUTDOWN_GRACE_S = 5.0
 
@@ -48,8 +47,8 @@ async def prepare_database() -> None:
         await connection.run_sync(create_schema, database.Base.metadata)
 
 
-async def serve(listener: socket.socket) -> None:
-    """Serve the API on an open socket until the parent closes standard input."""
+async def serve(listener: socket.socket, parent_gone: threading.Event) -> None:
+    """Serve the API on an open socket until the parent is gone."""
     import uvicorn
     from prefect.server.api.server import create_app
 
@@ -62,18 +61,19 @@ async def serve(listener: socket.socket) -> None:
         timeout_graceful_shutdown=2,
     )
     server = uvicorn.Server(config)
-    threading.Thread(target=_stop_with_parent, args=(server,), daemon=True).start()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
     if server.started:
         _tell_parent(ready=True)
+    await asyncio.to_thread(parent_gone.wait)
+    server.should_exit = True
     await serving
 
 
-def _stop_with_parent(server: uvicorn.Server) -> None:
+def _watch_parent(parent_gone: threading.Event) -> None:
     sys.stdin.buffer.read()
-    server.should_exit = True
+    parent_gone.set()
     threading.Timer(SHUTDOWN_GRACE_S, os._exit, args=(1,)).start()
 
 
@@ -84,10 +84,12 @@ def _tell_parent(**fact: object) -> None:
 
 def main() -> None:
     """Open a loopback socket on a free port, say which, and serve on it."""
+    parent_gone = threading.Event()
+    threading.Thread(target=_watch_parent, args=(parent_gone,), daemon=True).start()
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.bind(("127.0.0.1", 0))
         _tell_parent(port=listener.getsockname()[1])
-        asyncio.run(serve(listener))
+        asyncio.run(serve(listener, parent_gone))
     os._exit(0)
 
 

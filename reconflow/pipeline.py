@@ -457,7 +457,9 @@ def run_pipeline(request: RunRequest, on_progress: OnProgress = ignore_progress)
     except Exception as error:
         known = as_known_error(error)
         record_failure(run, outcomes, known)
-        raise known from error.__cause__
+        if known is error:
+            raise
+        raise known from error
     finally:
         close_run(run)
 

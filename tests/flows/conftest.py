@@ -1,0 +1,54 @@
+"""One private Prefect server for all tests that need one, and the stand-in model."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import flow_objects
+import pytest
+
+# Nothing of the user's Prefect may be read, whichever test imports Prefect first.
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="reconflow-tests-")
+os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+os.environ["DO_NOT_TRACK"] = "1"
+os.environ.pop("PREFECT_API_URL", None)
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prefect's client talks to an embedded server of this session."""
+    from flows.embedded import EmbeddedServer
+
+    with EmbeddedServer(tmp_path_factory.mktemp("prefect")) as server:
+        from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+        updates = {
+            PREFECT_API_URL: os.environ["PREFECT_API_URL"],
+            PREFECT_API_AUTH_STRING: os.environ["PREFECT_API_AUTH_STRING"],
+        }
+        server.wait()
+        with temporary_settings(updates=updates):
+            yield
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A six-view folder of the boxes, 96 px."""
+    return flow_objects.write_dataset(tmp_path_factory.mktemp("data") / "boxes")
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> flow_objects.StandInModel:
+    """The model that every run in the test gets, and a turntable of two pictures."""
+    from reconflow import models, pipeline
+    from reconflow.outputs.previews import write_turntable
+
+    model = flow_objects.StandInModel()
+    monkeypatch.setitem(models._ready, ("nvdiffrec", "cpu"), model)
+    monkeypatch.setattr(pipeline, "write_turntable", partial(write_turntable, frames=2, size=64))
+    return model

@@ -1,0 +1,174 @@
+"""The flow on a real Prefect server: states, messages, artifacts and tags of runs that end in every way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import flow_objects
+import pytest
+
+from reconflow.errors import (
+    Cancelled,
+    QualityThresholdError,
+    ReconflowError,
+    StorageUnreachableError,
+    ValidationFailedError,
+)
+from reconflow.outputs.package import RunStatus, read_manifest, verify_package
+from reconflow.request import RunRequest
+
+pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("prefect_server")]
+
+
+def run_flow(dataset: Path, out: Path, **options: Any) -> Any:
+    """Run the flow in this process."""
+    from flows.in_process import call_flow
+
+    return call_flow(RunRequest(dataset=str(dataset), out=str(out), **options))
+
+
+def flow_run_of(out: Path) -> Any:
+    """Return Prefect's record of the one run in `out`, found by its run id as an operator would."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
+
+    (run,) = (out / "runs").iterdir()
+    with get_client(sync_client=True) as client:
+        tagged = FlowRunFilter(tags=FlowRunFilterTags(all_=[f"run-{run.name}"]))
+        (flow_run,) = client.read_flow_runs(flow_run_filter=tagged)
+    return flow_run
+
+
+def artifacts_of(flow_run: Any) -> dict[str, Any]:
+    """Return the artifacts of a flow run by key."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+    with get_client(sync_client=True) as client:
+        own = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run.id]))
+        return {artifact.key: artifact for artifact in client.read_artifacts(artifact_filter=own)}
+
+
+def task_states_of(flow_run: Any) -> dict[str, str]:
+    """Return the states of a flow run's tasks by the task's name."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    with get_client(sync_client=True) as client:
+        runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id])))
+    return {run.name.rsplit("-", 1)[0]: str(run.state_name) for run in runs}
+
+
+def test_a_run_completes_and_shows_what_it_did(
+    dataset: Path, stand_in: flow_objects.StandInModel, tmp_path: Path
+) -> None:
+    summary = run_flow(dataset, tmp_path, preset="draft")
+    flow_run = flow_run_of(tmp_path)
+    assert flow_run.state.is_completed()
+    assert flow_run.name == "boxes · nvdiffrec · draft"
+    assert set(flow_run.tags) == {f"run-{summary.run_id}", "nvdiffrec"}
+    assert task_states_of(flow_run) == dict.fromkeys(
+        ["validate", "transforms", "load", "infer", "quality", "preview", "package"], "Completed"
+    )
+    shown = artifacts_of(flow_run)
+    assert {key: artifact.type for key, artifact in shown.items()} == {
+        "nvdiffrec-progress": "progress",
+        "nvdiffrec-dataset": "table",
+        "nvdiffrec-cameras": "markdown",
+        "nvdiffrec-quality": "table",
+        "nvdiffrec-preview": "image",
+        "nvdiffrec-previews": "markdown",
+        "nvdiffrec-summary": "markdown",
+    }
+    assert shown["nvdiffrec-progress"].data == 100.0
+    assert str(shown["nvdiffrec-preview"].data).startswith("data:image/")
+    assert len(json.loads(shown["nvdiffrec-quality"].data)) == 7
+    verify_package(tmp_path / "runs" / summary.run_id)
+    stored = json.loads((tmp_path / "runs" / summary.run_id / "run.json").read_text("utf-8"))
+    assert stored["orchestration"]["flow_run_id"] == str(flow_run.id)
+
+
+def test_a_refused_dataset_is_a_failed_state_with_code_and_way_out(
+    stand_in: flow_objects.StandInModel, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ReconflowError) as caught:
+        run_flow(tmp_path / "empty", tmp_path / "out")
+    flow_run = flow_run_of(tmp_path / "out")
+    assert flow_run.state.is_failed()
+    assert flow_run.state.message.startswith(f"{caught.value.code}: ")
+    assert flow_run.state.message.endswith(caught.value.suggestion)
+    assert task_states_of(flow_run) == {"validate": "Failed"}
+    assert caught.value.suggestion in artifacts_of(flow_run)["nvdiffrec-failure"].data
+    (run,) = (tmp_path / "out" / "runs").iterdir()
+    assert json.loads((run / "error.json").read_text("utf-8"))["code"] == caught.value.code
+    assert read_manifest(run).status is RunStatus.FAILED
+
+
+def test_saved_thresholds_decide_when_a_run_fails(
+    dataset: Path, stand_in: flow_objects.StandInModel, tmp_path: Path
+) -> None:
+    from blocks.quality import QualityThresholdsBlock
+
+    strict = QualityThresholdsBlock(normal_psnr_db=99, warning_psnr_db=98)
+    strict.save("strict", overwrite=True)
+    with pytest.raises(QualityThresholdError):
+        run_flow(dataset, tmp_path, quality_thresholds="strict")
+    flow_run = flow_run_of(tmp_path)
+    assert flow_run.state.message.startswith("QUALITY_THRESHOLD_FAILED: ")
+    assert task_states_of(flow_run)["package"] == "Completed"
+
+
+def test_thresholds_that_nobody_saved_are_refused_by_name(
+    dataset: Path, stand_in: flow_objects.StandInModel, tmp_path: Path
+) -> None:
+    with pytest.raises(ValidationFailedError, match="'unheard-of'"):
+        run_flow(dataset, tmp_path, quality_thresholds="unheard-of")
+    assert flow_run_of(tmp_path).state.is_failed()
+
+
+def test_a_cancelled_run_is_a_cancelled_state(
+    dataset: Path, stand_in: flow_objects.StandInModel, tmp_path: Path
+) -> None:
+    def stop(step: int) -> None:
+        raise Cancelled("Enough.", suggestion="Start again.")
+
+    stand_in.during = stop
+    with pytest.raises(Cancelled):
+        run_flow(dataset, tmp_path)
+    flow_run = flow_run_of(tmp_path)
+    assert flow_run.state.is_cancelled()
+    assert task_states_of(flow_run).keys() == {"validate", "transforms", "load", "infer"}
+
+
+def test_only_what_may_pass_by_itself_is_tried_again() -> None:
+    from prefect.states import Failed
+
+    from tasks.stages import is_retryable
+
+    passing = StorageUnreachableError("Away.", suggestion="Wait.")
+    lasting = ValidationFailedError("Wrong.", suggestion="Correct it.")
+    verdicts = [is_retryable(None, None, Failed(data=error)) for error in (passing, lasting, KeyError("x"))]  # type: ignore[arg-type]
+    assert verdicts == [True, False, False]
+
+
+def test_progress_is_sent_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    from uuid import uuid4
+
+    from tasks import reporting
+
+    sent: list[float] = []
+    monkeypatch.setattr(
+        reporting, "update_progress_artifact", lambda _id, *, progress, description: sent.append(progress)
+    )
+    now_s = [0.0]
+    heard: list[int] = []
+    reporter = reporting.RunReporter(uuid4(), lambda step, total, message: heard.append(step), clock=lambda: now_s[0])
+    for step in range(100):
+        now_s[0] = 0.05 * step
+        reporter(step, 100, "working")
+    reporter(100, 100, "done")
+    assert sent == [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
+    assert heard == list(range(101))
