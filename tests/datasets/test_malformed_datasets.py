@@ -174,6 +174,14 @@ _KINDS: dict[str, Callable[..., None]] = {
 }
 
 
+@pytest.mark.parametrize("files", DATASETS)
+def test_undamaged_they_load(files: Files, tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    assert validate_dataset(tmp_path).faults == ()
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(data=st.data())
 def test_damaged_files_load_or_are_refused_by_a_structured_error(data: st.DataObject) -> None:
