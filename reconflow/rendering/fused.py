@@ -187,12 +187,12 @@ class FusedRenderer:
     def _palette(self, colours: NDArray[Any] | None, vertices: int) -> tuple[int, F32]:
         """Return the colour mode and the colours as the kernels read them."""
         if colours is None:
-            return kernels.NO_COLOUR, np.zeros((1, 1, 3), np.float32)
+            return kernels.NO_COLOUR, np.zeros((0, 3), np.float32)
         values: F32 = np.ascontiguousarray(colours, dtype=np.float32)
         if values.ndim == 3 and values.shape[2] == 3 and self._has_uvs:
             return kernels.TEXTURE, values
         if values.shape == (vertices, 3):
-            return kernels.VERTEX_COLOUR, values[None]
+            return kernels.VERTEX_COLOUR, values
         raise ValidationFailedError(
             f"Colours of shape {values.shape} are neither a texture (with uvs) nor one colour for each of {vertices} "
             "vertices.",
@@ -236,19 +236,8 @@ class FusedRenderer:
         kernels.project_vertices(vertices, self._projections[n], space.homog, space.screen)
         raster_rows(space.homog, space.screen, self._faces, 0, key, face_id)
         pixels, crossing = self._silhouette(space, key)
-        covered = kernels.shade_covered(
-            space.homog,
-            self._faces,
-            face_id,
-            mode,
-            palette,
-            self._uvs,
-            self._uv_faces,
-            space.place,
-            space.entry_pixel,
-            space.entries,
-            space.texels,
-        )
+        covered = kernels.list_covered(space.homog, self._faces, face_id, space.place, space.entry_pixel, space.entries)
+        self._shade(space, covered, mode, palette)
         entries = (space.place, space.entry_pixel, space.entries)
         count = kernels.blend_silhouette(pixels, crossing, covered, prepared.background, *entries, space.blended)
         scale = 1.0 / (size * len(self.cameras))
@@ -301,6 +290,24 @@ class FusedRenderer:
             kernels.keep_lookups(covered, space.texels, space.entries, space.grad_entries, *self._lookups[n])
         space.place[space.entry_pixel[:count]] = -1
         return covered
+
+    def _shade(self, space: _Workspace, covered: int, mode: int, palette: F32) -> None:
+        """Colour the covered entries."""
+        if mode == kernels.TEXTURE:
+            kernels.shade_texture(
+                covered,
+                space.face_id,
+                palette,
+                self._uvs,
+                self._uv_faces,
+                space.entry_pixel,
+                space.entries,
+                space.texels,
+            )
+        elif mode == kernels.VERTEX_COLOUR:
+            kernels.shade_vertex_colours(covered, self._faces, space.face_id, palette, space.entry_pixel, space.entries)
+        else:
+            space.entries[:covered, :3] = 0.0
 
     def _silhouette(self, space: _Workspace, key: F32) -> tuple[I32, F64]:
         """Return the pixel pairs of the view in the workspace; see `silhouette.walk_silhouette`."""

@@ -13,8 +13,6 @@ import math
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
-
 from reconflow.rendering.raster import F32, F64, I32, NEAR_FRACTION, edge_coefficients
 from reconflow.rendering.shade import bilinear_texel
 from reconflow.rendering.silhouette import scatter_crossing_gradient
@@ -48,40 +46,21 @@ def project_vertices(vertices: F32, projection: F64, homog: F64, screen: F64) ->
 
 
 @njit(cache=True, nogil=True)
-def shade_covered(
-    homog: F64,
-    faces: I32,
-    face_id: I32,
-    mode: int,
-    colours: F32,
-    uvs: F32,
-    uv_faces: I32,
-    place: I32,
-    entry_pixel: I32,
-    entries: F32,
-    texels: I32,
-) -> int:
-    """Write the entries of all covered pixels; returns how many there are.
+def list_covered(homog: F64, faces: I32, face_id: I32, place: I32, entry_pixel: I32, entries: F32) -> int:
+    """List the covered pixels and where on their faces they look; returns how many there are.
 
     Args:
         homog: (V, 4).
         faces: (F, 3).
         face_id: (H, W) from `raster_rows`.
-        mode: NO_COLOUR, TEXTURE or VERTEX_COLOUR.
-        colours: (Ht, Wt, 3) texture, row 0 at v = 1, or (1, V, 3) vertex colours.
-        uvs: (T, 2), for a texture.
-        uv_faces: (F, 3), for a texture.
         place: (H * W,), written at covered pixels: the pixel's entry.
         entry_pixel: written: pixel of each entry.
-        entries: written, see the module.
-        texels: written for a texture: row * Wt + column of the texel left above each lookup.
+        entries: written: coverage and weights.
     """
     height, width = face_id.shape
     count = 0
     last = -1
-    i0 = i1 = i2 = 0
     a0 = b0 = c0 = a1 = b1 = c1 = a2 = b2 = c2 = 0.0
-    u0 = v0 = u1 = v1 = u2 = v2 = 0.0
     for row in range(height):
         y = row + 0.5
         for col in range(width):
@@ -94,50 +73,88 @@ def shade_covered(
                 a0, b0, c0 = edge_coefficients(homog, i1, i2)
                 a1, b1, c1 = edge_coefficients(homog, i2, i0)
                 a2, b2, c2 = edge_coefficients(homog, i0, i1)
-                if mode == TEXTURE:
-                    t0, t1, t2 = uv_faces[f, 0], uv_faces[f, 1], uv_faces[f, 2]
-                    u0, v0 = float(uvs[t0, 0]), float(uvs[t0, 1])
-                    u1, v1 = float(uvs[t1, 0]), float(uvs[t1, 1])
-                    u2, v2 = float(uvs[t2, 0]), float(uvs[t2, 1])
             x = col + 0.5
             e0, e1, e2 = a0 * x + (b0 * y + c0), a1 * x + (b1 * y + c1), a2 * x + (b2 * y + c2)
             inverse = 1.0 / (e0 + e1 + e2)
             p0 = min(max(e0 * inverse, 0.0), 1.0)
-            p1 = min(max(e1 * inverse, 0.0), 1.0 - p0)
-            p2 = 1.0 - p0 - p1
             place[row * width + col] = count
             entry_pixel[count] = row * width + col
             entries[count, 3] = 1.0
             entries[count, 10] = p0
-            entries[count, 11] = p1
-            if mode == TEXTURE:
-                u, v = p0 * u0 + p1 * u1 + p2 * u2, p0 * v0 + p1 * v1 + p2 * v2
-                x0, x1, y0, y1, p, q = bilinear_texel(colours, u, v)
-                texels[count] = y0 * colours.shape[1] + x0
-                entries[count, 12] = p
-                entries[count, 13] = q
-                along_u, along_v = colours.shape[1], -colours.shape[0]
-                for k in range(3):
-                    t00, t01 = float(colours[y0, x0, k]), float(colours[y0, x1, k])
-                    t10, t11 = float(colours[y1, x0, k]), float(colours[y1, x1, k])
-                    low, high = t00 + p * (t01 - t00), t10 + p * (t11 - t10)
-                    by_u = ((1.0 - q) * (t01 - t00) + q * (t11 - t10)) * along_u
-                    by_v = (high - low) * along_v
-                    entries[count, k] = low + q * (high - low)
-                    entries[count, 4 + k] = by_u * (u0 - u2) + by_v * (v0 - v2)
-                    entries[count, 7 + k] = by_u * (u1 - u2) + by_v * (v1 - v2)
-            elif mode == VERTEX_COLOUR:
-                for k in range(3):
-                    k0, k1, k2 = float(colours[0, i0, k]), float(colours[0, i1, k]), float(colours[0, i2, k])
-                    entries[count, k] = p0 * k0 + p1 * k1 + p2 * k2
-                    entries[count, 4 + k] = k0 - k2
-                    entries[count, 7 + k] = k1 - k2
-            else:
-                entries[count, 0] = 0.0
-                entries[count, 1] = 0.0
-                entries[count, 2] = 0.0
+            entries[count, 11] = min(max(e1 * inverse, 0.0), 1.0 - p0)
             count += 1
     return count
+
+
+@njit(cache=True, nogil=True)
+def shade_texture(
+    covered: int,
+    face_id: I32,
+    texture: F32,
+    uvs: F32,
+    uv_faces: I32,
+    entry_pixel: I32,
+    entries: F32,
+    texels: I32,
+) -> None:
+    """Look up the texture at the covered entries, with its derivative by the weights.
+
+    Args:
+        covered: Entries that show the surface.
+        face_id: (H * W,) from `raster_rows`.
+        texture: (Ht, Wt, 3), row 0 at v = 1.
+        uvs: (T, 2).
+        uv_faces: (F, 3).
+        entry_pixel: Pixel of each entry.
+        entries: written: colour, its derivatives, fractions between texels.
+        texels: written: row * Wt + column of the texel left above each lookup.
+    """
+    tall, wide = texture.shape[:2]
+    flat = texture.reshape(-1)
+    last = -1
+    u0 = v0 = u1 = v1 = u2 = v2 = 0.0
+    for n in range(covered):
+        f = face_id[entry_pixel[n]]
+        if f != last:
+            last = f
+            t0, t1, t2 = uv_faces[f, 0], uv_faces[f, 1], uv_faces[f, 2]
+            u0, v0 = float(uvs[t0, 0]), float(uvs[t0, 1])
+            u1, v1 = float(uvs[t1, 0]), float(uvs[t1, 1])
+            u2, v2 = float(uvs[t2, 0]), float(uvs[t2, 1])
+        p0, p1 = float(entries[n, 10]), float(entries[n, 11])
+        p2 = 1.0 - p0 - p1
+        u, v = p0 * u0 + p1 * u1 + p2 * u2, p0 * v0 + p1 * v1 + p2 * v2
+        x0, x1, y0, y1, p, q = bilinear_texel(texture, u, v)
+        texels[n] = y0 * wide + x0
+        entries[n, 12] = p
+        entries[n, 13] = q
+        along_u0, along_v0 = (u0 - u2) * wide, (v2 - v0) * tall
+        along_u1, along_v1 = (u1 - u2) * wide, (v2 - v1) * tall
+        upper, lower = 3 * y0 * wide, 3 * y1 * wide
+        i00, i01 = np.uint64(upper + 3 * x0), np.uint64(upper + 3 * x1)
+        i10, i11 = np.uint64(lower + 3 * x0), np.uint64(lower + 3 * x1)
+        for k in range(3):
+            c = np.uint64(k)
+            t00, t01, t10, t11 = flat[i00 + c], flat[i01 + c], flat[i10 + c], flat[i11 + c]
+            low, high = t00 + p * (t01 - t00), t10 + p * (t11 - t10)
+            by_x, by_y = (t01 - t00) + q * ((t11 - t10) - (t01 - t00)), high - low
+            entries[n, k] = low + q * by_y
+            entries[n, 4 + k] = by_x * along_u0 + by_y * along_v0
+            entries[n, 7 + k] = by_x * along_u1 + by_y * along_v1
+
+
+@njit(cache=True, nogil=True)
+def shade_vertex_colours(covered: int, faces: I32, face_id: I32, colours: F32, entry_pixel: I32, entries: F32) -> None:
+    """Interpolate (V, 3) vertex colours at the covered entries, with their derivative by the weights."""
+    for n in range(covered):
+        f = face_id[entry_pixel[n]]
+        i0, i1, i2 = faces[f, 0], faces[f, 1], faces[f, 2]
+        p0, p1 = float(entries[n, 10]), float(entries[n, 11])
+        for k in range(3):
+            k0, k1, k2 = float(colours[i0, k]), float(colours[i1, k]), float(colours[i2, k])
+            entries[n, k] = p0 * k0 + p1 * k1 + (1.0 - p0 - p1) * k2
+            entries[n, 4 + k] = k0 - k2
+            entries[n, 7 + k] = k1 - k2
 
 
 @njit(cache=True, nogil=True)
@@ -378,11 +395,11 @@ def keep_lookups(covered: int, texels: I32, entries: F32, grad_entries: F32, kep
 
 
 @njit(cache=True, nogil=True)
-def scatter_texture_gradient(
-    count: int, kept_texel: I32, kept: F32, start: int, stop: int, grad_texture: NDArray[np.float32]
-) -> None:
+def scatter_texture_gradient(count: int, kept_texel: I32, kept: F32, start: int, stop: int, grad_texture: F32) -> None:
     """Add one view's lookups to the texture rows in [start, stop), in the order of the entries."""
     height, width = grad_texture.shape[:2]
+    flat = grad_texture.reshape(-1)
+    one = np.float32(1.0)
     for n in range(count):
         y0 = kept_texel[n] // width
         y1 = y0 + 1 if y0 + 1 < height else 0
@@ -395,8 +412,8 @@ def scatter_texture_gradient(
         for k in range(3):
             g = kept[n, 2 + k]
             if low:
-                grad_texture[y0, x0, k] += (1 - p) * (1 - q) * g
-                grad_texture[y0, x1, k] += p * (1 - q) * g
+                flat[np.uint64(3 * (y0 * width + x0) + k)] += (one - p) * (one - q) * g
+                flat[np.uint64(3 * (y0 * width + x1) + k)] += p * (one - q) * g
             if high:
-                grad_texture[y1, x0, k] += (1 - p) * q * g
-                grad_texture[y1, x1, k] += p * q * g
+                flat[np.uint64(3 * (y1 * width + x0) + k)] += (one - p) * q * g
+                flat[np.uint64(3 * (y1 * width + x1) + k)] += p * q * g

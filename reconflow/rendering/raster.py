@@ -132,6 +132,7 @@ def raster_rows(homog: F64, screen: F64, faces: I32, first_row: int, key: F32, f
     key[:] = FAR_LIMIT
     face_id[:] = -1
     rows, width = face_id.shape
+    flat_key, flat_id = key.reshape(-1), face_id.reshape(-1)
     for f in range(faces.shape[0]):
         i0, i1, i2 = faces[f, 0], faces[f, 1], faces[f, 2]
         inside = screen[i0, 3] + screen[i1, 3] + screen[i2, 3]
@@ -165,14 +166,16 @@ def raster_rows(homog: F64, screen: F64, faces: I32, first_row: int, key: F32, f
         for row in range(row_start, row_stop):
             y = first_row + row + 0.5
             r0, r1, r2 = b0 * y + c0, b1 * y + c1, b2 * y + c2
+            base = row * width
             for col in range(col_start, col_stop):
                 x = col + 0.5
                 e0, e1, e2 = a0 * x + r0, a1 * x + r1, a2 * x + r2
-                if e0 >= 0.0 and e1 >= 0.0 and e2 >= 0.0:
+                if min(e0, e1, e2) >= 0.0:
                     depth_key = np.float32(e0 * k0 + e1 * k1 + e2 * k2)
-                    if depth_key < key[row, col]:
-                        key[row, col] = depth_key
-                        face_id[row, col] = f
+                    at = np.uint64(base + col)
+                    if depth_key < flat_key[at]:
+                        flat_key[at] = depth_key
+                        flat_id[at] = f
 
 
 @njit(cache=True, nogil=True)

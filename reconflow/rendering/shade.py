@@ -168,7 +168,11 @@ def bilinear_texel(texture: F32, u: float, v: float) -> tuple[int, int, int, int
     height, width = texture.shape[:2]
     x, y = u * width - 0.5, (1.0 - v) * height - 0.5
     left, top = math.floor(x), math.floor(y)
-    x0, y0 = int(left) % width, int(top) % height
+    x0, y0 = int(left), int(top)
+    if x0 < 0 or x0 >= width:
+        x0 %= width
+    if y0 < 0 or y0 >= height:
+        y0 %= height
     x1 = x0 + 1 if x0 + 1 < width else 0
     y1 = y0 + 1 if y0 + 1 < height else 0
     return x0, x1, y0, y1, x - left, y - top
