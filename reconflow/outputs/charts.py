@@ -70,7 +70,8 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 def _spread(lowest: float, highest: float, *, logarithmic: bool) -> tuple[float, float]:
     low, high = (math.log10(lowest), math.log10(highest)) if logarithmic else (lowest, highest)
     margin = 0.06 * (high - low) or max(abs(high) * 0.05, 1e-12)
-    return low - margin, high + margin
+    floor = 0.0 if low >= 0 and not logarithmic else -math.inf
+    return max(low - margin, floor), high + margin
 
 
 def _grid(low: float, high: float, *, logarithmic: bool) -> str:
@@ -87,6 +88,6 @@ def _grid(low: float, high: float, *, logarithmic: bool) -> str:
 def _number(value: float) -> str:
     """Write an axis label: at most six characters for anything between 1e-9 and 1e9."""
     if value == 0 or 0.001 <= abs(value) < 100_000:
-        return f"{value:.0f}" if abs(value) >= 1000 or value == round(value) else f"{value:.2g}"
+        return f"{value:.0f}" if abs(value) >= 1000 or value == round(value) else f"{value:.3g}"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"

@@ -89,6 +89,8 @@ def write_turntable(
         loop=0,
         quality=80,
         method=4,
+        kmin=0,
+        kmax=1,
     )
     write_bytes(path, stream.getvalue())
     on_progress(frames, frames, "turntable drawn")

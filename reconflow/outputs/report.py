@@ -169,7 +169,9 @@ def _context(data: ReportData) -> dict[str, Any]:
 
 
 def _curves(losses: Mapping[str, Any]) -> list[dict[str, Any]]:
-    curves = [Curve(name, tuple((float(x), float(y)) for x, y in points)) for name, points in losses.items()]
+    curves = [
+        Curve(name.replace("_", " "), tuple((float(x), float(y)) for x, y in points)) for name, points in losses.items()
+    ]
     return [{"name": curve.name, "svg": Markup(curve_svg(curve))} for curve in curves]  # noqa: S704 - escaped there
 
 

@@ -12,7 +12,7 @@
     note.textContent = why + " The turntable is shown instead.";
   };
   if (!gl) return fail("This browser has no WebGL 2.");
-  gl.clearColor(1, 1, 1, 1);
+  gl.clearColor(0.937, 0.949, 0.961, 1); // #eff2f5, so that pale objects stand out
   gl.clear(gl.COLOR_BUFFER_BIT);
 
   const parseGlb = (bytes) => {
