@@ -20,6 +20,7 @@ from PIL import Image
 
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.cameras.six_axis import six_axis_rig
+from reconflow.errors import ReconflowError, ValidationFailedError
 from samples.drawing import Visible, find_visible
 from samples.paint import apply_prints
 from samples.shading import LIGHTINGS, Illumination, illuminate, shade
@@ -77,11 +78,16 @@ def make_sample(name: str, out: Path, options: SampleOptions) -> None:
     """Render the object `name` into the folder `out` in the six-view layout, with `ground_truth/` and `novel/`.
 
     Raises:
-        ValueError: The cameras would not see the whole object.
+        ValidationFailedError: The cameras would not see the whole object, or the true mesh cannot have so few faces.
     """
     fov = math.radians(options.fov_deg)
     if options.distance * math.sin(0.5 * fov) <= 1.0:
-        raise ValueError("the object's bounding sphere does not fit into the pictures: raise --fov or --distance")
+        raise ValidationFailedError(
+            f"At {options.fov_deg}° and {options.distance} radii the object's bounding sphere is cut by the frame.",
+            suggestion="Raise --fov or --distance.",
+            fov_deg=options.fov_deg,
+            distance=options.distance,
+        )
     shape = SHAPES[name]()
     surface = build_surface(shape.solids, shape.half_extent, options.cell)
     scene = Scene(shape, surface, illuminate(surface, options.lighting or shape.lighting, options.seed))
@@ -235,23 +241,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cell", type=float, default=options.cell, help="detail of the surface, model units")
     parser.add_argument("--faces", type=int, default=options.face_limit, help="faces of the ground truth, about")
     given = parser.parse_args(arguments)
-    make_sample(
-        given.object,
-        given.out,
-        SampleOptions(
-            fov_deg=given.fov,
-            distance=given.distance,
-            size=given.size,
-            depth_size=given.depth_size,
-            depth_bits=given.depth_bits,
-            lighting=given.lighting,
-            novel=given.novel,
-            novel_size=given.novel_size,
-            seed=given.seed,
-            cell=given.cell,
-            face_limit=given.faces,
-        ),
+    options = SampleOptions(
+        fov_deg=given.fov,
+        distance=given.distance,
+        size=given.size,
+        depth_size=given.depth_size,
+        depth_bits=given.depth_bits,
+        lighting=given.lighting,
+        novel=given.novel,
+        novel_size=given.novel_size,
+        seed=given.seed,
+        cell=given.cell,
+        face_limit=given.faces,
     )
+    try:
+        make_sample(given.object, given.out, options)
+    except ReconflowError as error:
+        parser.error(f"{error.message} {error.suggestion}")
     print(f"wrote {given.out}")
 
 

@@ -15,6 +15,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from skimage import measure
 
+from reconflow.errors import ValidationFailedError
 from samples.solids import Solid, distance_and_gradient, rows_of, sample_field
 
 _NEWTON_STEPS = 3
@@ -91,14 +92,16 @@ def simplify_surface(surface: Surface, face_limit: int) -> tuple[NDArray[np.floa
     the fine mesh is.
 
     Raises:
-        ValueError: Something tore open, which a higher limit avoids.
+        ValidationFailedError: Something tore open, which a higher limit avoids.
     """
     vertices, faces = surface.vertices_world.astype(np.float32), surface.faces
     if len(faces) > face_limit:
         vertices, faces = fast_simplification.simplify(vertices, faces, target_count=face_limit, agg=2)
     edges = np.sort(faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1)
     if np.any(np.unique(edges, axis=0, return_counts=True)[1] != 2):
-        raise ValueError(f"no closed surface came out at {face_limit} faces: raise the limit")
+        raise ValidationFailedError(
+            f"The object has no closed surface of {face_limit} faces.", suggestion="Raise the number of faces."
+        )
     return vertices.astype(np.float32), faces.astype(np.int32)
 
 

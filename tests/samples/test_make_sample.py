@@ -12,6 +12,7 @@ import pytest
 
 from reconflow.cameras.camera import PinholeCamera, pixel_centres, project_points
 from reconflow.cameras.six_axis import six_axis_pose
+from reconflow.errors import ValidationFailedError
 from samples.drawing import find_visible
 from samples.make_sample import SampleOptions, encode_depth, make_sample, novel_cameras
 from samples.shading import Lighting, shade
@@ -40,7 +41,7 @@ def test_the_same_arguments_give_the_same_bytes_on_one_thread_and_on_all(tmp_pat
 
 
 def test_cameras_that_would_cut_the_object_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValidationFailedError, match="cut by the frame"):
         make_sample("box", tmp_path, SampleOptions(fov_deg=20.0, distance=3.0))
     assert not any(tmp_path.iterdir())
 
