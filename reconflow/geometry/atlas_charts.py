@@ -39,6 +39,10 @@ class ChartOptions:
     min_cos: float = 0.4
 
 
+_LENIENT = ChartOptions(chart_price=1e-2, min_cos=0.25)
+_SMALL_SHARE = 5e-4
+
+
 @dataclass(frozen=True, eq=False)
 class Surface:
     """What the labelling needs to know of a mesh's faces, computed once.
@@ -114,8 +118,8 @@ def cut_into_charts(
     n_faces = len(surface.areas)
     costs = np.zeros((n_faces, 0)) if face_costs is None else face_costs * surface.areas[:, None]
     weight = options.seam_weight * math.sqrt(float(surface.areas.sum()))
-    facing = surface.normals @ directions.T
-    wanted = 2.0 * (1.0 - surface.smooth_normals @ directions.T)
+    facing = _cosines(surface.normals, directions)
+    wanted = 2.0 * (1.0 - _cosines(surface.smooth_normals, directions))
     if face_costs is not None:
         wanted = wanted + face_costs
     wanted[facing < options.min_cos] += 1e3
@@ -129,7 +133,12 @@ def cut_into_charts(
         _refine(labels, charts.directions, preferred, surface, costs, weight, options.min_cos, _SWEEPS)
         charts = _towards_mean(_connected(Charts(labels, charts.directions), surface), surface, options.min_cos)
     charts = _merged(charts, surface, costs, weight, options)
-    return _evicted(charts, surface, directions)
+    return _merged(_evicted(charts, surface, directions), surface, costs, weight, _LENIENT, small=_SMALL_SHARE)
+
+
+def _cosines(normals: NDArray[np.float64], directions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (F, D) dot products, summed in a fixed order whatever the number of threads."""
+    return np.asarray(np.einsum("fi,di->fd", normals, directions), dtype=np.float64)
 
 
 def _connected(charts: Charts, surface: Surface) -> Charts:
@@ -167,9 +176,17 @@ def _towards_mean(charts: Charts, surface: Surface, min_cos: float) -> Charts:
 
 
 def _merged(
-    charts: Charts, surface: Surface, costs: NDArray[np.float64], weight: float, options: ChartOptions
+    charts: Charts,
+    surface: Surface,
+    costs: NDArray[np.float64],
+    weight: float,
+    options: ChartOptions,
+    small: float = 1.0,
 ) -> Charts:
-    """Merge neighbouring charts, the most rewarding pairs first, while that lowers the cost."""
+    """Merge neighbouring charts, the most rewarding pairs first, while that lowers the cost.
+
+    Only pairs count of which one has at most the share `small` of the surface's area.
+    """
     price = options.chart_price * float(surface.areas.sum())
     refused: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
     labels, directions = charts.labels, charts.directions.copy()
@@ -185,6 +202,8 @@ def _merged(
         loss = 2.0 * (bend[left] + bend[right] - np.linalg.norm(vectors[left] + vectors[right], axis=1))
         loss += (sums[left] + sums[right]).min(axis=1) - sums[left].min(axis=1) - sums[right].min(axis=1)
         gain = weight * shared + price - loss
+        sizes = np.bincount(labels, weights=surface.areas, minlength=n_charts)
+        gain[np.minimum(sizes[left], sizes[right]) > small * sizes.sum()] = -1.0
         chosen = _independent_pairs(pairs, gain, n_charts)
         if len(chosen) == 0:
             break
@@ -246,7 +265,7 @@ def _evicted(charts: Charts, surface: Surface, directions: NDArray[np.float64]) 
     facing = np.einsum("fi,fi->f", surface.normals, charts.directions[charts.labels])
     folded = np.flatnonzero((facing < 0.1) & (surface.areas > 0))
     labels = charts.labels.copy()
-    labels[folded] = len(charts.directions) + (surface.normals[folded] @ directions.T).argmax(axis=1)
+    labels[folded] = len(charts.directions) + _cosines(surface.normals[folded], directions).argmax(axis=1)
     return _connected(Charts(labels, np.concatenate([charts.directions, directions])), surface)
 
 

@@ -160,7 +160,7 @@ def _bounds(points: NDArray[np.float64], begin: int, end: int, angle: float) -> 
 def _overlapping_pairs(
     flat: NDArray[np.float64], order: NDArray[np.int32], start: NDArray[np.int64]
 ) -> NDArray[np.int32]:
-    """Return (P, 2) pairs of faces of one chart whose (F, 3, 2) projections overlap by more than 1/1000 of a face."""
+    """Return (P, 2) pairs of faces of one chart whose (F, 3, 2) projections overlap beyond rounding."""
     found = [(np.int32(0), np.int32(0)) for _ in range(0)]
     for chart in range(start.shape[0] - 1):
         members = order[start[chart] : start[chart + 1]]
@@ -195,7 +195,7 @@ def _overlaps_in_chart(
                 # Each pair is judged in one cell only: where the lowest corner common to both boxes lies.
                 x = _cell(max(low[f, 0], low[g, 0]), base[0], cell, columns)
                 y = _cell(max(low[f, 1], low[g, 1]), base[1], cell, rows)
-                if y * columns + x == c and _overlap(flat[members[f]], flat[members[g]], 1e-3 * cell):
+                if y * columns + x == c and _overlap(flat[members[f]], flat[members[g]], 1e-7 * cell):
                     found.append((members[f], members[g]))
 
 

@@ -62,11 +62,7 @@ def dilate(texture: NDArray[np.float32], filled: NDArray[np.bool_], rings: int =
         (H, W, C) float32; all zero where nothing at all is filled.
     """
     values = np.where(filled[:, :, None], texture, np.float32(0)).astype(np.float32)
-    known = filled.copy()
-    for _ in range(rings):
-        if known.all() or not known.any():
-            break
-        values, known = _grow(values, known)
+    known = _grow_rings(values, np.ascontiguousarray(filled), rings)
     return values if known.all() else _push_pull(values, known)
 
 
@@ -150,52 +146,77 @@ def _texel_box(fixed: NDArray[np.int64], i: int, j: int, k: int, height: int, wi
 
 
 @njit(cache=True)
-def _grow(values: NDArray[np.float32], known: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _grow_rings(values: NDArray[np.float32], filled: NDArray[np.bool_], rings: int) -> NDArray[np.bool_]:
+    """Fill `values` ring by ring around the filled texels; return which texels have a value then."""
     height, width, channels = values.shape
-    grown, now_known = values.copy(), known.copy()
-    for y in range(height):
-        for x in range(width):
-            if known[y, x]:
-                continue
-            count = 0
+    ring_of = np.where(filled, 0, -1).astype(np.int32)
+    front = np.flatnonzero(filled.ravel())
+    for ring in range(1, rings + 1):
+        found = np.empty(min(8 * front.shape[0], height * width), dtype=np.int64)
+        count = 0
+        for texel in front:
+            y, x = texel // width, texel % width
             for ny in range(max(y - 1, 0), min(y + 2, height)):
                 for nx in range(max(x - 1, 0), min(x + 2, width)):
-                    if known[ny, nx]:
+                    if ring_of[ny, nx] < 0:
+                        ring_of[ny, nx] = ring
+                        found[count] = ny * width + nx
                         count += 1
+        front = found[:count].copy()
+        for texel in front:
+            y, x = texel // width, texel % width
+            weight = 0
+            for ny in range(max(y - 1, 0), min(y + 2, height)):
+                for nx in range(max(x - 1, 0), min(x + 2, width)):
+                    if 0 <= ring_of[ny, nx] < ring:
+                        weight += 1
                         for c in range(channels):
-                            grown[y, x, c] += values[ny, nx, c]
-            if count > 0:
-                now_known[y, x] = True
-                for c in range(channels):
-                    grown[y, x, c] /= count
-    return grown, now_known
+                            values[y, x, c] += values[ny, nx, c]
+            for c in range(channels):
+                values[y, x, c] /= weight
+    return ring_of >= 0
 
 
 def _push_pull(values: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Fill from a pyramid of means over the known texels of 2 x 2 blocks, upsampled bilinearly."""
-    height, width = known.shape
-    if height == 1 and width == 1:
+    if known.all() or known.size == 1:
         return values
-    even_h, even_w = height + height % 2, width + width % 2
-    weights = np.zeros((even_h, even_w, 1), dtype=np.float32)
-    weights[:height, :width, 0] = known
-    sums = np.zeros((even_h, even_w, values.shape[2]), dtype=np.float32)
-    sums[:height, :width] = values * weights[:height, :width]
-    blocks = (even_h // 2, 2, even_w // 2, 2)
-    total = weights.reshape(*blocks, 1).sum(axis=(1, 3))
-    means = sums.reshape(*blocks, -1).sum(axis=(1, 3)) / np.maximum(total, 1)
-    coarse_known = total[:, :, 0] > 0
-    coarse = means if coarse_known.all() else _push_pull(means, coarse_known)
-    padded = np.pad(coarse, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    rows = _upsampled(padded, axis=0)
-    smooth = _upsampled(rows, axis=1)[:height, :width]
-    return np.where(known[:, :, None], values, smooth).astype(np.float32)
+    means, mean_known = _halved(values, known)
+    _fill_bilinearly(values, known, _push_pull(means, mean_known))
+    return values
 
 
-def _upsampled(padded: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """Double the length of an axis that is padded by one at both ends: weights 3/4 and 1/4."""
-    moved = np.moveaxis(padded, axis, 0)
-    inner = moved[1:-1]
-    lower, upper = 0.75 * inner + 0.25 * moved[:-2], 0.75 * inner + 0.25 * moved[2:]
-    doubled = np.stack([lower, upper], axis=1).reshape(2 * len(inner), *inner.shape[1:])
-    return np.asarray(np.moveaxis(doubled, 0, axis), dtype=np.float32)
+@njit(cache=True)
+def _halved(values: NDArray[np.float32], known: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Average the known texels of each 2 x 2 block; blocks without any are zero and unknown."""
+    height, width, channels = values.shape
+    means = np.zeros(((height + 1) // 2, (width + 1) // 2, channels), dtype=np.float32)
+    counts = np.zeros(means.shape[:2], dtype=np.int32)
+    for y in range(height):
+        for x in range(width):
+            if known[y, x]:
+                counts[y // 2, x // 2] += 1
+                for c in range(channels):
+                    means[y // 2, x // 2, c] += values[y, x, c]
+    for y in range(means.shape[0]):
+        for x in range(means.shape[1]):
+            for c in range(channels):
+                means[y, x, c] /= max(counts[y, x], 1)
+    return means, counts > 0
+
+
+@njit(cache=True)
+def _fill_bilinearly(values: NDArray[np.float32], known: NDArray[np.bool_], coarse: NDArray[np.float32]) -> None:
+    """Write the unknown texels of `values` from a texture of half the size: weights 3/4 and 1/4 along each axis."""
+    height, width, channels = values.shape
+    last_y, last_x = coarse.shape[0] - 1, coarse.shape[1] - 1
+    for y in range(height):
+        near_y, far_y = y // 2, min(max(y // 2 + (1 if y % 2 else -1), 0), last_y)
+        for x in range(width):
+            if known[y, x]:
+                continue
+            near_x, far_x = x // 2, min(max(x // 2 + (1 if x % 2 else -1), 0), last_x)
+            for c in range(channels):
+                near = 0.75 * coarse[near_y, near_x, c] + 0.25 * coarse[near_y, far_x, c]
+                far = 0.75 * coarse[far_y, near_x, c] + 0.25 * coarse[far_y, far_x, c]
+                values[y, x, c] = 0.75 * near + 0.25 * far
