@@ -12,29 +12,43 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from reconflow.errors import ModelConvergenceError
 from reconflow.geometry.depth import SurfaceObservation, resample_depth
 from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
 from reconflow.nvdiffrec.large_steps import PreconditionedDescent
 from reconflow.nvdiffrec.photos import Photo
+from reconflow.nvdiffrec.texel_views import depth_edges
 from reconflow.progress import OnProgress, ignore_progress
 from reconflow.rendering.colour import linear_from_srgb_u8
 from reconflow.rendering.fused import FusedRenderer, ViewTarget
 
 Float64 = NDArray[np.float64]
 
+_DEAD_ZONE = 0.5
+"""Part of a stored value's interval, around its smooth depth, within which the depth does not pull."""
+
 
 @dataclass(frozen=True)
 class FitWeights:
-    """How strongly each term pulls; lengths are in units of the mean edge length."""
+    """How strongly each term pulls, summed over the pixels of all views.
+
+    Attributes:
+        silhouette: On the squared coverage error of a pixel.
+        depth: On a squared depth error, in squared pixels of the image plane.
+        rgb: On the squared linear colour error of a pixel.
+        smoothness: On |L v|^2 of a vertex, in squared mean edge lengths.
+        precondition: s of the large steps, in squared edges.
+        learning_rate: Length of a step, in mean edge lengths.
+    """
 
     silhouette: float = 1.0
-    depth: float = 1.0
+    depth: float = 0.05
     rgb: float = 1.0
-    smoothness: float = 0.02
-    precondition: float = 20.0
-    learning_rate: float = 0.15
+    smoothness: float = 0.2
+    precondition: float = 25.0
+    learning_rate: float = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,24 +65,48 @@ class GeometryFit:
 
 
 def view_targets(
-    observations: Sequence[SurfaceObservation], photos: Sequence[Photo], *, with_colour: bool
+    observations: Sequence[SurfaceObservation],
+    photos: Sequence[Photo],
+    weights: FitWeights,
+    *,
+    with_colour: bool,
 ) -> list[ViewTarget]:
     """Say what every view should look like.
 
     Args:
         observations: What each view knows of the surface.
         photos: The photos, at the resolution to fit at.
+        weights: How strongly each term pulls.
         with_colour: Whether colours pull on the surface.
     """
-    targets = []
-    for observation, photo in zip(observations, photos, strict=True):
-        depth, tolerance = None, 0.0
-        if observation.depth is not None and observation.half_width is not None:
-            depth = resample_depth(observation, photo.camera.image_hw)
-            tolerance = float(observation.half_width.max())
-        rgb = photo.over_white if with_colour else None
-        targets.append(ViewTarget(rgb_linear=rgb, coverage=photo.coverage, depth=depth, depth_tolerance=tolerance))
-    return targets
+    return [
+        _view_target(observation, photo, weights, with_colour=with_colour)
+        for observation, photo in zip(observations, photos, strict=True)
+    ]
+
+
+def _view_target(
+    observation: SurfaceObservation, photo: Photo, weights: FitWeights, *, with_colour: bool
+) -> ViewTarget:
+    rgb = photo.over_white if with_colour else None
+    if observation.depth is None or observation.half_width is None:
+        return ViewTarget(
+            coverage=photo.coverage, rgb_linear=rgb, silhouette_weight=weights.silhouette, rgb_weight=weights.rgb
+        )
+    depth = resample_depth(observation, photo.camera.image_hw)
+    tolerance = float(observation.half_width.max())
+    pixels_per_unit = photo.camera.focal_px[0] / float(np.median(depth[depth > 0]))
+    reliable = ~ndimage.binary_dilation(depth_edges(depth, photo.camera.focal_px[0]), iterations=1)
+    return ViewTarget(
+        coverage=photo.coverage,
+        rgb_linear=rgb,
+        depth=depth,
+        depth_tolerance=_DEAD_ZONE * tolerance,
+        depth_knee=tolerance,
+        rgb_weight=weights.rgb,
+        silhouette_weight=weights.silhouette,
+        depth_weight=np.where(reliable, np.float32(weights.depth * tolerance * pixels_per_unit**2), np.float32(0)),
+    )
 
 
 def fit_geometry(
@@ -100,15 +138,16 @@ def fit_geometry(
     texture = None if painted is None else linear_from_srgb_u8(painted.base_colour_srgb)
     edge = _mean_edge(mesh)
     descent = PreconditionedDescent(
-        mesh, smoothness=weights.precondition, learning_rate=weights.learning_rate * edge, betas=(0.9, 0.99)
+        mesh, smoothness=weights.precondition, learning_rate=weights.learning_rate * edge, betas=(0.85, 0.98)
     )
+    pixels = sum(photo.coverage.size for photo in photos)
     vertices: Float64 = mesh.vertices.astype(np.float64)
     losses: dict[str, list[list[float]]] = {}
     for step in range(steps):
         result = renderer.step(vertices.astype(np.float32), texture, targets)
-        gradient = result.grad_vertices.astype(np.float64)
+        gradient = pixels * result.grad_vertices.astype(np.float64)
         bend = descent.laplacian @ vertices
-        gradient += weights.smoothness * (descent.laplacian @ bend) / edge**2
+        gradient += 2 * weights.smoothness * (descent.laplacian @ bend) / edge**2
         for name, value in result.losses.items():
             losses.setdefault(name, []).append([step, value])
         vertices = descent.step(gradient, _rate(step, steps))

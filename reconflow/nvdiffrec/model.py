@@ -14,7 +14,7 @@ from reconflow.geometry.atlas import unwrap
 from reconflow.geometry.depth import SurfaceObservation, observe
 from reconflow.geometry.facts import mesh_facts
 from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
-from reconflow.nvdiffrec.geometry_fit import fit_geometry, view_targets
+from reconflow.nvdiffrec.geometry_fit import FitWeights, fit_geometry, view_targets
 from reconflow.nvdiffrec.initial import initial_surface
 from reconflow.nvdiffrec.options import FitSettings, NvdiffrecOptions
 from reconflow.nvdiffrec.photos import Photo, prepare_photo
@@ -126,10 +126,10 @@ def _fit_surface(
     photos = _photos(dataset, calibration, settings.resolution)
     colour_steps = round(settings.steps * _COLOUR_SHARE)
     shape_steps = settings.steps - colour_steps
-    targets = view_targets(observations, photos, with_colour=False)
+    targets = view_targets(observations, photos, FitWeights(), with_colour=False)
     shape = fit_geometry(mesh, targets, photos, shape_steps, on_progress=part_of(on_progress, 0.0, 0.5))
     painted = _paint_provisionally(shape.mesh, photos)
-    targets = view_targets(observations, photos, with_colour=True)
+    targets = view_targets(observations, photos, FitWeights(), with_colour=True)
     full = fit_geometry(
         shape.mesh, targets, photos, colour_steps, painted=painted, on_progress=part_of(on_progress, 0.55, 1.0)
     )

@@ -88,18 +88,23 @@ def see_mesh(mesh: TriangleMesh, camera: PinholeCamera) -> ViewGeometry:
         camera: The view, at the resolution wanted.
     """
     depth = rasterize_view(mesh.vertices, mesh.faces, camera).depth
-    distance_px = ndimage.distance_transform_edt(~_depth_edges(depth, camera)).astype(np.float32)
+    distance_px = ndimage.distance_transform_edt(~depth_edges(depth, camera.focal_px[0])).astype(np.float32)
     ramp = np.clip((distance_px - _EDGE_GUARD_PX[0]) / (_EDGE_GUARD_PX[1] - _EDGE_GUARD_PX[0]), 0, 1)
     return ViewGeometry(camera, depth, (1e-3 + (1 - 1e-3) * ramp * ramp * (3 - 2 * ramp)).astype(np.float32))
 
 
-def _depth_edges(depth: Float32, camera: PinholeCamera) -> NDArray[np.bool_]:
-    """Mark pixels at which the depth jumps by more than a steep slope explains, silhouettes included."""
+def depth_edges(depth: Float32, focal_px: float) -> NDArray[np.bool_]:
+    """Mark the pixels at which an (H, W) depth jumps by more than a steep slope explains, silhouettes included.
+
+    Args:
+        depth: Along the optical axis, world units; 0 where there is nothing.
+        focal_px: Focal length, pixels.
+    """
     edges = np.zeros(depth.shape, bool)
     for axis in range(2):
         near = np.take(depth, range(depth.shape[axis] - 1), axis=axis)
         far = np.take(depth, range(1, depth.shape[axis]), axis=axis)
-        limit = 8.0 * np.maximum(near, far) / camera.focal_px[0]
+        limit = 8.0 * np.maximum(near, far) / focal_px
         jump = (np.abs(near - far) > limit) & ((near > 0) | (far > 0))
         index: list[slice] = [slice(None), slice(None)]
         index[axis] = slice(0, -1)
