@@ -23,6 +23,8 @@ DIFFERENCE_RANGE: Final = 0.25
 """The difference of display values that gets the strongest colour."""
 MAX_SHOWN_VIEWS: Final = 24
 _FEW_VIEWS: Final = 8
+_FLATTEST_CUT: Final = 0.6
+"""Pictures are cut to the object: as wide as its longer side, and at least this part of that high."""
 _RAMP: Final = ((255, 255, 255), (253, 212, 158), (239, 101, 72), (127, 0, 0), (40, 0, 20))
 
 
@@ -242,7 +244,7 @@ def _pictures_of(
     reference = reference_view(view, enlarged)
     image_hw = (reference.mask.shape[0], reference.mask.shape[1])
     render = render_textured(textured, camera.resized(image_hw))
-    cut = _square_around(reference.mask | (render.coverage >= 0.5))
+    cut = _cut_around(reference.mask | (render.coverage >= 0.5))
     numbers = f"{measures.psnr_db:.1f} dB · SSIM {measures.ssim:.3f} · IoU {measures.mask_iou:.3f}"
     return ViewPictures(
         name=view.name,
@@ -255,24 +257,25 @@ def _pictures_of(
 
 def _width_before_cut(view: View, width: int) -> int:
     """Return the picture width at which the object alone is about `width` pixels, at most three times as much."""
-    rows, columns = _square_around(view.mask)
+    rows, columns = _cut_around(view.mask)
     side = max(rows.stop - rows.start, columns.stop - columns.start, 1)
     enlargement = min(3.0, view.image_hw[1] / int(side))
     return round(enlargement * width)
 
 
-def _square_around(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
-    """Return the rows and columns of a square about a mask with some margin, as far as the picture reaches."""
+def _cut_around(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """Return the rows and columns about a mask with some margin, as far as the picture reaches: square to flat."""
     if not mask.any():
         return slice(0, mask.shape[0]), slice(0, mask.shape[1])
     spans = [np.flatnonzero(mask.any(axis=1 - axis)) for axis in range(2)]
-    centres = [(int(span[0]) + int(span[-1]) + 1) / 2 for span in spans]
-    half = 0.53 * max(int(span[-1]) - int(span[0]) + 1 for span in spans)
-    starts, stops = ([round(centre + sign * half) for centre in centres] for sign in (-1, 1))
-    rows, columns = (
-        slice(max(0, start), min(extent, stop)) for start, stop, extent in zip(starts, stops, mask.shape, strict=True)
-    )
-    return rows, columns
+    starts, stops = ([int(span[end]) for span in spans] for end in (0, -1))
+    longest = 1.06 * max(stop - start + 1 for start, stop in zip(starts, stops, strict=True))
+    sides = (max(stops[0] - starts[0] + 1 + 0.06 * longest, _FLATTEST_CUT * longest), longest)
+    cuts = []
+    for start, stop, side, extent in zip(starts, stops, sides, mask.shape, strict=True):
+        middle = 0.5 * (start + stop + 1)
+        cuts.append(slice(max(0, round(middle - 0.5 * side)), min(extent, round(middle + 0.5 * side))))
+    return cuts[0], cuts[1]
 
 
 def _webp_url(image: NDArray[np.uint8]) -> str:
