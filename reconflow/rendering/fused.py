@@ -288,7 +288,7 @@ class FusedRenderer:
         kernels.world_gradient(space.grad_homog, self._projections[n], grad_vertices)
         if mode == kernels.TEXTURE:
             kernels.keep_lookups(covered, space.texels, space.entries, space.grad_entries, *self._lookups[n])
-        space.place[space.entry_pixel[:count]] = -1
+        kernels.forget_places(count, space.entry_pixel, space.place)
         return covered
 
     def _shade(self, space: _Workspace, covered: int, mode: int, palette: F32) -> None:

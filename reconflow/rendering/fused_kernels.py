@@ -13,6 +13,7 @@ import math
 
 import numpy as np
 from numba import njit
+
 from reconflow.rendering.raster import F32, F64, I32, NEAR_FRACTION, edge_coefficients
 from reconflow.rendering.shade import bilinear_texel
 from reconflow.rendering.silhouette import scatter_crossing_gradient
@@ -392,6 +393,13 @@ def keep_lookups(covered: int, texels: I32, entries: F32, grad_entries: F32, kep
         kept[n, 1] = entries[n, 13]
         for k in range(3):
             kept[n, 2 + k] = grad_entries[n, k]
+
+
+@njit(cache=True, nogil=True)
+def forget_places(count: int, entry_pixel: I32, place: I32) -> None:
+    """Reset the places of a view's entries to -1."""
+    for n in range(count):
+        place[entry_pixel[n]] = -1
 
 
 @njit(cache=True, nogil=True)
