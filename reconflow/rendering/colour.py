@@ -17,7 +17,7 @@ def linear_from_srgb(rgb_srgb: NDArray[Any]) -> NDArray[np.float32]:
 def srgb_from_linear(rgb_linear: NDArray[Any]) -> NDArray[np.float32]:
     """Encode linear light as sRGB display values, clamped to [0, 1]; any shape, float32 out."""
     value = np.clip(np.asarray(rgb_linear, dtype=np.float32), 0.0, 1.0)
-    curved = np.float32(1.055) * value ** np.float32(1 / 2.4) - np.float32(0.055)
+    curved = np.float32(1.0) - np.float32(1.055) * (np.float32(1.0) - value ** np.float32(1 / 2.4))  # exactly 1 at 1
     return np.where(value <= 0.0031308, value * np.float32(12.92), curved).astype(np.float32)
 
 
