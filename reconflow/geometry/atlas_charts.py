@@ -34,7 +34,7 @@ class ChartOptions:
         min_cos: Smallest cosine between a face's normal and its chart's direction, if it can be had.
     """
 
-    seam_weight: float = 0.05
+    seam_weight: float = 0.1
     chart_price: float = 2e-4
     min_cos: float = 0.4
 
