@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from traceback import format_exception
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -27,6 +28,7 @@ from reconflow.nvdiffrec.options import Preset
 from reconflow.progress import OnProgress
 from reconflow.request import ModelName, RunRequest, make_request
 from reconflow.stage_results import RunSummary
+from reconflow.storage import LocalStore
 
 EXIT_FAILED = 1
 EXIT_CANCELLED = 130
@@ -53,17 +55,19 @@ def run_command(
     fov: Annotated[float | None, typer.Option("--fov", help="Horizontal field of view, degrees, when known.")] = None,
     object_size: Annotated[float | None, typer.Option(help="Longest side of the object, metres.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")] = False,  # noqa: FBT002
+    show_traceback: Annotated[bool, typer.Option("--traceback", help="Show where a failure arose.")] = False,  # noqa: FBT002
     use_prefect: Annotated[bool, typer.Option("--prefect/--no-prefect", help="Run as a Prefect flow.")] = True,  # noqa: FBT002
 ) -> None:
     """Reconstruct one object."""
     console = Console(stderr=True)
-    with reporting_errors(console, as_json=as_json):
+    with reporting_errors(console, as_json=as_json, traceback=show_traceback):
         request = make_request(
             dataset=str(dataset), out=str(out), preset=preset, model=model, seed=seed, steps=steps,
             resolution=resolution, texture_size=texture_size, target_faces=faces, fov_deg=fov,
             object_size_m=object_size,
         )  # fmt: skip
         DatasetFolder.open(dataset)
+        LocalStore(out.expanduser()).prepare()
         title = f"{dataset.resolve().name} · {model} · {preset}"
         with showing_progress(console, title) as report, stopping_between_steps(console, report) as on_progress:
             report(0, 1, "starting")
@@ -88,10 +92,22 @@ def validate_command(
         typer.echo(json.dumps(report.to_dict(), indent=2, sort_keys=True))
     else:
         show_validation(console, report.to_dict())
-    with reporting_errors(console, as_json=False):
+    with reporting_errors(console):
         report.raise_faults()
     if not as_json:
         console.print("[green]The dataset can be used.[/green]")
+
+
+@app.command("history")
+def history_command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder that holds the results.")] = Path("out"),
+    port: Annotated[int, typer.Option(help="Where the page is served on this machine.")] = 4200,
+) -> None:
+    """Show the runs stored in a folder in Prefect's web page, until Ctrl-C."""
+    from flows.embedded import serve_history
+
+    with reporting_errors(Console(stderr=True)):
+        serve_history(out.expanduser() / ".prefect", port)
 
 
 @app.command("doctor")
@@ -129,13 +145,15 @@ def run_plainly(request: RunRequest, on_progress: OnProgress) -> RunSummary:
 
 
 @contextmanager
-def reporting_errors(console: Console, *, as_json: bool) -> Iterator[None]:
+def reporting_errors(console: Console, *, as_json: bool = False, traceback: bool = False) -> Iterator[None]:
     """Turn a failure of the body into a panel (or JSON) and an exit code, without a traceback."""
     try:
         yield
     except ReconflowError as error:
         if as_json:
             typer.echo(json.dumps({"error": error.to_dict()}, indent=2, sort_keys=True))
+        if traceback:
+            typer.echo("".join(format_exception(error)), err=True)
         show_error(console, error)
         raise typer.Exit(EXIT_CANCELLED if isinstance(error, Cancelled) else EXIT_FAILED) from None
     except KeyboardInterrupt:

@@ -39,19 +39,21 @@ class Forecast:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._began_s: float | None = None
+        self._ends_s: float | None = None
         self._fraction = 0.0
 
     def note(self, step: int, total: int) -> None:
         """Take note of the progress of the whole run."""
-        self._fraction = step / max(total, 1)
-        if self._began_s is None and step > 0:
-            self._began_s = self._clock()
+        fraction, now_s = step / max(total, 1), self._clock()
+        if self._began_s is None and fraction > 0:
+            self._began_s = now_s
+        if self._began_s is not None and fraction >= MIN_FRACTION and fraction != self._fraction:
+            self._ends_s = self._began_s + (now_s - self._began_s) / fraction
+        self._fraction = fraction
 
     def remaining_s(self) -> float | None:
         """Return the seconds left when progress goes on as it did; None while there is too little to go by."""
-        if self._began_s is None or self._fraction < MIN_FRACTION:
-            return None
-        return (self._clock() - self._began_s) * (1.0 - self._fraction) / self._fraction
+        return None if self._ends_s is None else max(self._ends_s - self._clock(), 0.0)
 
 
 def clock_text(seconds: float | None) -> str:

@@ -19,14 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from reconflow.errors import ResourceError
+from reconflow.errors import JobNotFoundError, ServerUnreachableError
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
-
-
-class EmbeddedServerError(ResourceError):
-    """The private Prefect server did not come up."""
 
 
 def is_server_configured() -> bool:
@@ -98,7 +94,7 @@ class EmbeddedServer:
         """Return when the API answers.
 
         Raises:
-            EmbeddedServerError: The server ended, or did not answer in time.
+            ServerUnreachableError: The server ended, or did not answer in time.
         """
         self._next_message()
 
@@ -146,7 +142,7 @@ class EmbeddedServer:
         except queue.Empty:
             message = None
         if message is None:
-            raise EmbeddedServerError(
+            raise ServerUnreachableError(
                 "The embedded Prefect server did not start.",
                 suggestion="Look at server.log in the .prefect folder beside the results, or run with --no-prefect.",
             )
@@ -161,3 +157,19 @@ class EmbeddedServer:
 def _import_path() -> str:
     root = str(Path(__file__).resolve().parents[1])
     return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+
+
+def serve_history(home: Path, port: int) -> None:
+    """Serve Prefect's web page over the history of embedded runs until it is interrupted.
+
+    Args:
+        home: The embedded home, `<out>/.prefect`.
+        port: On the loopback address.
+
+    Raises:
+        JobNotFoundError: There is no history.
+    """
+    if not home.is_dir():
+        raise JobNotFoundError("There are no runs in that folder.", suggestion="Give the --out folder of a run.")
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    subprocess.run(command, env={**os.environ, **client_settings(home.resolve())}, check=False)  # noqa: S603

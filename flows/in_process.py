@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from prefect.client.orchestration import get_client
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import CancelledRun
 from prefect.logging.handlers import APILogHandler
 
 from flows.reconstruct import reconstruct
-from reconflow.errors import Cancelled
+from reconflow.errors import Cancelled, ServerUnreachableError
 from reconflow.progress import OnProgress
 from reconflow.request import RunRequest
 from reconflow.stage_results import RunSummary
@@ -25,7 +26,9 @@ def call_flow(request: RunRequest, on_progress: OnProgress | None = None) -> Run
 
     Raises:
         ReconflowError: Why the run failed, as recorded in its state and its `error.json`.
+        ServerUnreachableError: There is no Prefect server to record anything.
     """
+    expect_server()
     try:
         with listening(on_progress):
             return RunSummary.model_validate(reconstruct(request))
@@ -34,3 +37,17 @@ def call_flow(request: RunRequest, on_progress: OnProgress | None = None) -> Run
     finally:
         EventsWorker.drain_all(timeout=FLUSH_TIMEOUT_S)
         APILogHandler().flush()
+
+
+def expect_server() -> None:
+    """Return when the Prefect server answers.
+
+    Raises:
+        ServerUnreachableError: It does not.
+    """
+    with get_client(sync_client=True) as client:
+        if client.api_healthcheck() is not None:
+            raise ServerUnreachableError(
+                "The Prefect server that PREFECT_API_URL names does not answer.",
+                suggestion="Start it, correct the address, or unset PREFECT_API_URL to use an embedded server.",
+            )

@@ -18,6 +18,7 @@ import prefect.runtime.flow_run
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled as CancelledState
 from prefect.states import Failed
 
@@ -57,10 +58,14 @@ def reconstruct(params: RunRequest) -> dict[str, Any] | State[Any]:
         code, message and suggestion; `error.json` stands beside the results.
     """
     run = RunRef(run_id=_tagged_run_id(params.model), request=params)
+    pipeline.prepare(run)
     outcomes = StageOutcomes()
     try:
         with reporting_run(f"{params.model}-progress", f"{params.model} on its way"):
             return _run_stages(run, outcomes)
+    except (KeyboardInterrupt, TerminationSignal):
+        pipeline.record_failure(run, outcomes, pipeline.interruption(), _orchestration())
+        raise
     except Cancelled as error:
         pipeline.record_failure(run, outcomes, error, _orchestration())
         return CancelledState(message=error.message, data=error)

@@ -38,6 +38,7 @@ class ErrorCode(StrEnum):
     DISK_FULL = "DISK_FULL"
     MEMORY_EXHAUSTED = "MEMORY_EXHAUSTED"
     STORAGE_UNREACHABLE = "STORAGE_UNREACHABLE"
+    SERVER_UNREACHABLE = "SERVER_UNREACHABLE"
     UNKNOWN_ERROR = "UNKNOWN_ERROR"
 
 
@@ -202,4 +203,11 @@ class StorageUnreachableError(ResourceError):
     """The artifact store or the dataset's location does not answer."""
 
     code = ErrorCode.STORAGE_UNREACHABLE
+    retryable = True
+
+
+class ServerUnreachableError(ResourceError):
+    """The Prefect server does not answer."""
+
+    code = ErrorCode.SERVER_UNREACHABLE
     retryable = True

@@ -26,6 +26,7 @@ from reconflow.errors import (
     ModelOutOfMemoryError,
     QualityThresholdError,
     ReconflowError,
+    StorageUnreachableError,
 )
 from reconflow.outputs.files import write_json
 from reconflow.outputs.package import RunStatus, ScaleSource, write_package
@@ -123,10 +124,20 @@ def workspace_of(run: RunRef) -> Workspace:
     return open_store(run.request.out).open_workspace(run.run_id)
 
 
+def prepare(run: RunRef) -> None:
+    """Make the place for the results ready.
+
+    Raises:
+        StorageUnreachableError, DiskFullError: It cannot be written.
+    """
+    open_store(run.request.out).prepare()
+
+
 def close_run(run: RunRef) -> None:
     """Drop what only the stages needed: intermediate files and the dataset in memory."""
     _loaded.cache_clear()
-    open_store(run.request.out).discard_work(workspace_of(run))
+    store = open_store(run.request.out)
+    store.discard_work(store.open_workspace(run.run_id))
 
 
 def validate(run: RunRef, on_progress: OnProgress = ignore_progress) -> DatasetResult:
@@ -364,9 +375,14 @@ def raise_quality_failure(outcomes: StageOutcomes) -> None:
 def record_failure(
     run: RunRef, outcomes: StageOutcomes, error: ReconflowError, orchestration: dict[str, Any] | None = None
 ) -> None:
-    """Store why a run failed: `error.json`, `run.json` and a manifest that says so, unless they stand already."""
-    if outcomes.package is None:
+    """Store why a run failed: `error.json`, `run.json` and a manifest that says so, unless they stand or cannot."""
+    if outcomes.package is None and not isinstance(error, StorageUnreachableError):
         write_failure(layout_of(run), RunFacts(run.request, outcomes.done(), orchestration or {}), error)
+
+
+def interruption() -> Cancelled:
+    """Return what is recorded of a run that was stopped from outside, by a signal."""
+    return Cancelled("The run was interrupted.", suggestion="Run the same command again to start over.")
 
 
 def as_known_error(error: Exception) -> ReconflowError:
@@ -389,7 +405,7 @@ def as_known_error(error: Exception) -> ReconflowError:
     else:
         known = ReconflowError(
             f"An unexpected fault ended the run ({type(error).__name__}).",
-            suggestion="Report it with the run's log; the same command may work with another preset or seed.",
+            suggestion="Run it again with --traceback and report what that shows; another preset or seed may work.",
             kind=type(error).__name__,
         )
     known.__cause__ = error
@@ -440,7 +456,7 @@ def run_pipeline(request: RunRequest, on_progress: OnProgress = ignore_progress)
     def heard(stage: str) -> OnProgress:
         return part_of(on_progress, *stage_span(stage))
 
-    workspace_of(run)
+    prepare(run)
     try:
         outcomes.validate = dataset = validate(run, heard("validate"))
         outcomes.transforms = cameras = transforms(run, dataset, heard("transforms"))
@@ -452,7 +468,7 @@ def run_pipeline(request: RunRequest, on_progress: OnProgress = ignore_progress)
         raise_quality_failure(outcomes)
         return summarise(run, outcomes)
     except KeyboardInterrupt:
-        record_failure(run, outcomes, Cancelled("The run was interrupted.", suggestion="Run the same command again."))
+        record_failure(run, outcomes, interruption())
         raise
     except Exception as error:
         known = as_known_error(error)

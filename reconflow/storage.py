@@ -44,6 +44,9 @@ class ArtifactStore(Protocol):
     def uri(self) -> str:
         """The place, as the user wrote it."""
 
+    def prepare(self) -> None:
+        """Make the place ready to be written, or say why it cannot be."""
+
     def open_workspace(self, run_id: str) -> Workspace:
         """Return local folders to write a run in; the same ones again for the same run."""
 
@@ -75,19 +78,16 @@ class LocalStore:
         """The folder's path."""
         return str(self.folder)
 
-    def open_workspace(self, run_id: str) -> Workspace:
-        """Create the run's two folders.
+    def prepare(self) -> None:
+        """Create the folder and check that it can be written.
 
         Raises:
-            StorageUnreachableError: The folder cannot be created or written.
-            DiskFullError: There is no room for it.
+            StorageUnreachableError: It cannot.
+            DiskFullError: There is no room in it.
         """
-        check_run_id(run_id)
-        workspace = Workspace(run_id, self.folder / "runs" / run_id, self.folder / ".work" / run_id)
         try:
-            workspace.root.mkdir(parents=True, exist_ok=True)
-            workspace.work.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=workspace.root) as probe:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder) as probe:
                 probe.write(b"writable")
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -99,6 +99,13 @@ class LocalStore:
                 f"The output folder cannot be written ({error.strerror}).",
                 suggestion="Choose another --out folder, or make this one writable.",
             ) from error
+
+    def open_workspace(self, run_id: str) -> Workspace:
+        """Create the run's two folders."""
+        check_run_id(run_id)
+        workspace = Workspace(run_id, self.folder / "runs" / run_id, self.folder / ".work" / run_id)
+        workspace.root.mkdir(parents=True, exist_ok=True)
+        workspace.work.mkdir(parents=True, exist_ok=True)
         return workspace
 
     def publish(self, workspace: Workspace) -> str:

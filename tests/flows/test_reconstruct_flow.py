@@ -172,3 +172,30 @@ def test_progress_is_sent_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch)
     reporter(100, 100, "done")
     assert sent == [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
     assert heard == list(range(101))
+
+
+def test_the_form_is_closed_titled_and_begins_with_the_dataset() -> None:
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.reconstruct import reconstruct
+
+    schema = parameter_schema(reconstruct)
+    (request,) = (part for part in schema.definitions.values() if "dataset" in part.get("properties", {}))
+    assert list(request["properties"])[:4] == ["dataset", "out", "model", "preset"]
+    assert request["additionalProperties"] is False
+    assert all("description" in field for field in request["properties"].values())
+    assert all("title" in field or "$ref" in field for field in request["properties"].values())
+    assert schema.definitions["Preset"]["enum"] == ["draft", "standard", "high"]
+
+
+def test_every_deployment_names_a_flow_that_exists() -> None:
+    import yaml
+    from prefect.flows import load_flow_from_entrypoint
+
+    root = Path(__file__).resolve().parents[2]
+    deployments = yaml.safe_load((root / "prefect.yaml").read_text("utf-8"))["deployments"]
+    assert {deployment["name"] for deployment in deployments} == {"on-demand"}
+    for deployment in deployments:
+        path, function = deployment["entrypoint"].split(":")
+        assert load_flow_from_entrypoint(f"{root / path}:{function}").name == "reconstruct"
+        assert deployment["work_pool"]["job_variables"]["stream_output"] is False
