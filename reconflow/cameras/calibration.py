@@ -6,18 +6,21 @@ The decisions live here; the fit itself in `calibration_fit.py` (depth) and `sil
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reconflow.cameras.calibration_fit import Fit, Problem, fit, starting_scales
 from reconflow.cameras.calibration_views import PreparedViews, SamplePoints, prepare_views
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.cameras.fit_quality import fov_uncertainty, relative_rise, residual_summary
+from reconflow.cameras.photo_alignment import PhotoShift, photo_shift
+from reconflow.cameras.silhouette_fit import fov_from_silhouettes, rim_misses
 from reconflow.cameras.six_axis import VIEW_NAMES, six_axis_rig
 from reconflow.datasets.dataset import Dataset
-from reconflow.errors import CalibrationAmbiguousError
+from reconflow.errors import CalibrationAmbiguousError, CalibrationContradictedError
 from reconflow.progress import OnProgress, ignore_progress
 
 MAX_UNCERTAINTY_DEG: Final = 0.5
@@ -29,6 +32,19 @@ DECIDED_WITHIN_DEG: Final = 0.6
 LEAST_RISE: Final = 0.005
 """By how much they must get worse, as a fraction of what coinciding surfaces earn."""
 
+MAX_SILHOUETTE_UNCERTAINTY_DEG: Final = 1.0
+"""The same for silhouettes alone."""
+
+GIVEN_FOV_TOLERANCE_DEG: Final = 1.5
+"""Given cameras may differ by this, plus four standard deviations, from what the data says."""
+
+MAX_VIOLATION: Final = 0.12
+"""Share of points outside other masks, or in front of other surfaces, beyond which cameras contradict the data."""
+
+MAX_RIM_MISS: Final = 0.004
+"""Root mean square miss of the silhouettes' rims, as a fraction of the picture, beyond which cameras contradict."""
+
+_SILHOUETTE_FOVS_DEG: Final = np.arange(12.0, 104.1, 4.0)
 _START_FOVS_DEG: Final = (12, 18, 25, 32, 40, 48, 56, 64, 72, 80, 90, 100)
 _COARSE_BLURS: Final = (0.05, 0.02)
 _MIDDLE_BLURS: Final = (0.03, 0.01, 0.005)
@@ -51,6 +67,7 @@ class Calibration:
             tests that agree.
         method: "given", "depth" or "silhouettes".
         residuals: What is left, overall and per view (`front.overlap_rms_levels`, ...); see `residual_summary`.
+        photo_shifts: Per view how the photo lies against the depth render; None where it could not be measured.
         warnings: What is unusual but usable, sentences for a person.
     """
 
@@ -61,6 +78,7 @@ class Calibration:
     confidence: float
     method: str
     residuals: dict[str, float]
+    photo_shifts: tuple[PhotoShift | None, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -72,49 +90,178 @@ def calibrate(
     Args:
         dataset: What to calibrate.
         on_progress: Told about the progress; may raise `Cancelled`.
-        fov_x_rad: The field of view, when the caller knows it; not estimated then.
+        fov_x_rad: The six-axis rig's field of view, when the caller knows it; it is checked, not estimated.
 
     Raises:
         CalibrationAmbiguousError: When the views do not decide the field of view.
+        CalibrationContradictedError: When given cameras, or the meaning of the depth, disagree with the data.
     """
+    _check_names(dataset)
     views = prepare_views(dataset)
     on_progress(1, 4, "views prepared")
-    return _from_depth(dataset, views, on_progress)
+    shifts = tuple(photo_shift(view) for view in dataset.views)
+    on_progress(2, 4, "photos aligned")
+    if dataset.cameras is not None or fov_x_rad is not None:
+        cameras = dataset.cameras or _rig(dataset, fov_x_rad or 0.0)
+        found = _given(views, cameras)
+    elif views.has_depth.sum() >= 2:
+        found = _from_depth(dataset, views)
+    else:
+        found = _from_silhouettes(dataset, views)
+    on_progress(4, 4, "calibrated")
+    return replace(found, photo_shifts=shifts, warnings=(*found.warnings, *_shift_warnings(dataset, shifts)))
 
 
-def _from_depth(dataset: Dataset, views: PreparedViews, on_progress: OnProgress) -> Calibration:
-    best = _best_start(dataset, views)
-    on_progress(2, 4, "field of view found")
-    problem = _problem(dataset, views, best[0], _PAIRS_FINE)
-    solution = fit(problem, best[1].zoom, best[1].scales, _FINE_BLURS, fit_zoom=True)
-    on_progress(3, 4, "field of view refined")
-    fov = zoomed_fov(best[0], solution.zoom)
-    cameras = _rig(dataset, fov)
+def _check_names(dataset: Dataset) -> None:
+    if dataset.cameras is None and sorted(view.name for view in dataset.views) != sorted(VIEW_NAMES):
+        raise CalibrationAmbiguousError(
+            "Only the six-axis rig (" + ", ".join(VIEW_NAMES) + ") can be calibrated from its pictures.",
+            suggestion="Supply a transforms.json with the cameras.",
+            views=[view.name for view in dataset.views],
+        )
+
+
+def _from_depth(dataset: Dataset, views: PreparedViews) -> Calibration:
+    start_fov, start = _best_start(dataset, views)
+    problem = _problem(dataset, views, start_fov, _PAIRS_FINE)
+    solution = fit(problem, start.zoom, start.scales, _FINE_BLURS, fit_zoom=True)
+    fov = zoomed_fov(start_fov, solution.zoom)
     sigma = fov_uncertainty(problem, solution)
     rise = relative_rise(problem, solution, DECIDED_WITHIN_DEG)
     if sigma > MAX_UNCERTAINTY_DEG or rise < LEAST_RISE:
-        raise _ambiguous(fov, sigma, rise)
+        return _from_both(dataset, views, fov)
+    residuals = residual_summary(problem, solution)
+    _check_violations(residuals, "The depth renders do not fit one rig of six cameras")
+    return _calibration(_rig(dataset, fov), solution.scales, sigma, "depth", residuals)
+
+
+def _from_both(dataset: Dataset, views: PreparedViews, depth_fov_rad: float) -> Calibration:
+    """Let the silhouettes decide the field of view where overlapping depth cannot, as on bottles and boxes."""
+    found = fov_from_silhouettes(views, lambda fov: _rig(dataset, fov), _SILHOUETTE_FOVS_DEG)
+    cameras = _rig(dataset, math.radians(found.best))
+    _check_rims(views, _rim_miss(views, cameras), "No field of view makes the six silhouettes fit one object")
+    if found.sigma > MAX_UNCERTAINTY_DEG:
+        raise _ambiguous(math.degrees(depth_fov_rad), found.best, found.sigma)
+    problem, solution = _fitted_scales(views, cameras)
+    residuals = residual_summary(problem, solution)
+    _check_violations(residuals, "The depth renders do not fit the cameras that the silhouettes imply")
+    return _calibration(cameras, solution.scales, found.sigma, "silhouettes", residuals)
+
+
+def _from_silhouettes(dataset: Dataset, views: PreparedViews) -> Calibration:
+    found = fov_from_silhouettes(views, lambda fov: _rig(dataset, fov), _SILHOUETTE_FOVS_DEG)
+    cameras = _rig(dataset, math.radians(found.best))
+    residuals = {"rim_miss_px": _rim_miss(views, cameras)}
+    _check_rims(views, residuals["rim_miss_px"], "No field of view makes the six silhouettes fit one object")
+    if found.sigma > MAX_SILHOUETTE_UNCERTAINTY_DEG:
+        raise _ambiguous(None, found.best, found.sigma)
+    return _calibration(cameras, np.zeros(len(views.names)), found.sigma, "silhouettes", residuals)
+
+
+def _given(views: PreparedViews, cameras: tuple[PinholeCamera, ...]) -> Calibration:
+    """Take cameras as they are, fit the depth scales, and hold the cameras against the data."""
+    residuals = {"rim_miss_px": _rim_miss(views, cameras)}
+    _check_rims(views, residuals["rim_miss_px"], "The given cameras contradict the silhouettes")
+    if views.has_depth.sum() < 2:
+        return _calibration(cameras, np.zeros(len(views.names)), 0.0, "given", residuals)
+    problem, solution = _fitted_scales(views, cameras)
+    residuals |= residual_summary(problem, solution)
+    _check_violations(residuals, "The given cameras contradict the depth renders")
+    free = fit(problem, solution.zoom, solution.scales, (0.02, *_FINE_BLURS), fit_zoom=True)
+    sigma = fov_uncertainty(problem, free)
+    given_deg = math.degrees(cameras[0].fov_x_rad)
+    found_deg = math.degrees(zoomed_fov(cameras[0].fov_x_rad, free.zoom))
+    residuals["fov_difference_deg"] = found_deg - given_deg
+    decided = sigma <= MAX_UNCERTAINTY_DEG and relative_rise(problem, free, DECIDED_WITHIN_DEG) >= LEAST_RISE
+    if decided and abs(found_deg - given_deg) > GIVEN_FOV_TOLERANCE_DEG + 4 * sigma:
+        raise CalibrationContradictedError(
+            f"The given field of view is {given_deg:.2f}°, but the depth renders say {found_deg:.2f}° ± {sigma:.2f}°.",
+            suggestion="Check camera_angle_x (horizontal, radians) in transforms.json, or leave the file out.",
+            given_fov_x_deg=given_deg,
+            found_fov_x_deg=found_deg,
+            uncertainty_deg=sigma,
+        )
+    warnings: tuple[str, ...] = ()
+    if decided and abs(found_deg - given_deg) > 0.3 + 4 * sigma:
+        warnings = (
+            f"The given field of view, {given_deg:.2f}°, was used; the depth renders suggest {found_deg:.2f}°.",
+        )
+    return replace(_calibration(cameras, solution.scales, 0.0, "given", residuals), warnings=warnings)
+
+
+def _calibration(
+    cameras: tuple[PinholeCamera, ...],
+    scales: NDArray[np.float64],
+    sigma_deg: float,
+    method: str,
+    residuals: dict[str, float],
+) -> Calibration:
+    within_half_a_degree = math.erf(0.5 / (max(sigma_deg, 1e-6) * math.sqrt(2)))
     return Calibration(
         cameras=cameras,
-        depth_scales=tuple(float(s) if s > 0 else None for s in solution.scales),
-        fov_x_rad=fov,
-        fov_uncertainty_deg=sigma,
-        confidence=math.erf(0.5 / (sigma * math.sqrt(2))),
-        method="depth",
-        residuals=residual_summary(problem, solution),
+        depth_scales=tuple(float(scale) if scale > 0 else None for scale in scales),
+        fov_x_rad=cameras[0].fov_x_rad,
+        fov_uncertainty_deg=sigma_deg,
+        confidence=within_half_a_degree * residuals.get("agreement", 1.0),
+        method=method,
+        residuals=residuals,
     )
 
 
-def _ambiguous(fov_x_rad: float, sigma_deg: float, rise: float) -> CalibrationAmbiguousError:
+def _fitted_scales(views: PreparedViews, cameras: tuple[PinholeCamera, ...]) -> tuple[Problem, Fit]:
+    few = Problem.of(views, sample_for(views, _PAIRS_COARSE), cameras)
+    start = fit(few, 0.0, starting_scales(few, 0.0), (*_COARSE_BLURS, *_MIDDLE_BLURS), fit_zoom=False)
+    problem = few.with_points(sample_for(views, _PAIRS_FINE))
+    return problem, fit(problem, 0.0, start.scales, _FINE_BLURS, fit_zoom=False)
+
+
+def _rim_miss(views: PreparedViews, cameras: tuple[PinholeCamera, ...]) -> float:
+    misses = rim_misses(views, views.rims(200), cameras)
+    return float(np.sqrt(np.mean(np.minimum(misses, 50.0) ** 2)))
+
+
+def _check_rims(views: PreparedViews, miss_px: float, what: str) -> None:
+    size = int(views.sizes_hw.max())
+    if miss_px > MAX_RIM_MISS * size:
+        raise CalibrationContradictedError(
+            f"{what}: rays along their rims miss the other views' outlines by {100 * miss_px / size:.1f} % of the "
+            "picture's width on average.",
+            suggestion="Check which picture is which view, that none is mirrored, and the axes of the cameras "
+            "(OpenGL camera-to-world: x right, y up, looking along -z).",
+            rim_miss_fraction=miss_px / size,
+            accepted=MAX_RIM_MISS,
+        )
+
+
+def _check_violations(residuals: dict[str, float], what: str) -> None:
+    for name, words in (("mask_violation", "outside other silhouettes"), ("front_violation", "in front of surfaces")):
+        if residuals[name] > MAX_VIOLATION:
+            raise CalibrationContradictedError(
+                f"{what}: {100 * residuals[name]:.0f} % of their points lie {words} that other views see.",
+                suggestion="Check which picture is which view, that none is mirrored, and that the depth is linear "
+                "along the optical axis (value = z / z_max, 0 = background), not inverted and not along the ray.",
+                **{name: residuals[name]},
+                accepted=MAX_VIOLATION,
+            )
+
+
+def _shift_warnings(dataset: Dataset, shifts: tuple[PhotoShift | None, ...]) -> tuple[str, ...]:
+    return tuple(
+        f"{view.name}: the photo lies {math.hypot(*shift.shift_px):.0f} px off its depth render."
+        for view, shift in zip(dataset.views, shifts, strict=True)
+        if shift is not None and math.hypot(*shift.shift_px) > 0.004 * max(view.image_hw)
+    )
+
+
+def _ambiguous(depth_deg: float | None, silhouettes_deg: float, sigma_deg: float) -> CalibrationAmbiguousError:
+    known = math.isfinite(sigma_deg)
     return CalibrationAmbiguousError(
-        "The six views do not decide the field of view: other values explain them as well "
-        f"(best guess {math.degrees(fov_x_rad):.1f}°).",
+        "The six views do not decide the field of view: a range of values explains them equally well.",
         suggestion="Supply a transforms.json with the cameras, or give the field of view. "
-        "Round and box-shaped objects look the same through different lenses.",
-        best_fov_x_deg=math.degrees(fov_x_rad),
-        uncertainty_deg=min(sigma_deg, 180.0),
-        relative_rise=rise,
-        decided_within_deg=DECIDED_WITHIN_DEG,
+        "Round and cube-like objects look the same through different lenses.",
+        depth_suggests_deg=depth_deg,
+        silhouettes_suggest_deg=silhouettes_deg if known else None,
+        silhouettes_uncertainty_deg=sigma_deg if known else None,
     )
 
 

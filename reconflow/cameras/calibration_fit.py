@@ -118,12 +118,12 @@ def starting_scales(problem: Problem, zoom: float, rounds: int = 4) -> FloatArra
     views, points = problem.views, problem.points
     fitted = np.flatnonzero(views.has_depth & (views.known_scale == 0))
     poses = problem.cam_from_world
-    centres = -np.einsum("vji,vj->vi", poses[:, :3, :3], poses[:, :3, 3])
     scales = np.where(views.has_depth, views.known_scale, 0.0)
-    middle = _common_target(poses, centres)
+    middle = common_target(poses)
+    distance = np.ones(len(scales))
     for v in fitted:
-        distance = -(poses[v, 2, :3] @ middle + poses[v, 2, 3])
-        scales[v] = distance / np.median(points.value[points.view == v])
+        distance[v] = -(poses[v, 2, :3] @ middle + poses[v, 2, 3])
+        scales[v] = distance[v] / np.median(points.value[points.view == v])
     world = _lift(problem, zoom, scales)
     for _ in range(rounds):
         for v in fitted:
@@ -132,7 +132,7 @@ def starting_scales(problem: Problem, zoom: float, rounds: int = 4) -> FloatArra
             if len(depth) == 0:
                 continue
             nearest = np.percentile(depth, 0.1)
-            scales[v] = max(nearest, 0.05 * distance) / np.percentile(points.value[own], 0.1)
+            scales[v] = max(nearest, 0.05 * distance[v]) / np.percentile(points.value[own], 0.1)
         world = _lift(problem, zoom, scales)
     return scales
 
@@ -179,7 +179,7 @@ class Unknowns:
             gradient,
             reward,
         )
-        return System(cost, hessian, gradient)
+        return System(cost, np.asarray(hessian, dtype=np.float64), gradient)
 
 
 def fit(
@@ -210,7 +210,7 @@ def fit(
     for blur in blurs:
         now = unknowns.system(*unknowns.split(theta, zoom), blur, weights)
         damping = 1e-3
-        for _ in range(steps):
+        for _ in range(steps if unknowns.count else 0):
             moved = _descend(unknowns, theta, zoom, blur, weights, now, damping)
             if moved is None:
                 break
@@ -228,7 +228,7 @@ def _descend(
     """Take one step that lowers the cost, or return None when even the shortest does not."""
     gradient = now.gradient.sum(axis=0)
     while damping < 1e4:
-        damped = now.hessian + np.diag(damping * np.diag(now.hessian) + 1e-9)
+        damped: FloatArray = now.hessian + np.diag(damping * np.diag(now.hessian) + 1e-9)
         trial = theta + np.clip(np.linalg.solve(damped, -gradient), -0.2, 0.2)
         then = unknowns.system(*unknowns.split(trial, zoom), blur, weights)
         if then.cost < now.cost:
@@ -237,12 +237,14 @@ def _descend(
     return None
 
 
-def _common_target(poses, centres):
-    """The point nearest to all optical axes."""
-    axes = -poses[:, 2, :3]
-    system = np.eye(3) * len(axes) - axes.T @ axes
-    rhs = sum(c - a * (a @ c) for a, c in zip(axes, centres, strict=True))
-    return np.linalg.lstsq(system, rhs, rcond=None)[0]
+def common_target(cam_from_world: FloatArray) -> FloatArray:
+    """Return the (3,) point nearest to all optical axes of (V, 4, 4) poses: roughly where the object is."""
+    rotations, shifts = cam_from_world[:, :3, :3], cam_from_world[:, :3, 3]
+    centres = -np.einsum("vji,vj->vi", rotations, shifts)
+    axes = rotations[:, 2]
+    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
+    target: FloatArray = np.linalg.lstsq(across.sum(axis=0), np.einsum("vij,vj->i", across, centres), rcond=None)[0]
+    return target
 
 
 def _lift(problem: Problem, zoom: float, scales: FloatArray) -> FloatArray:
@@ -252,4 +254,5 @@ def _lift(problem: Problem, zoom: float, scales: FloatArray) -> FloatArray:
     focal = problem.focal_px[v] * np.exp(zoom)
     xy = (points.px - problem.centre_px[v]) / focal * depth[:, None] * [1.0, -1.0]
     cam = np.concatenate([xy, -depth[:, None]], axis=1) - problem.cam_from_world[v, :3, 3]
-    return np.einsum("pij,pi->pj", problem.cam_from_world[v, :3, :3], cam)
+    world: FloatArray = np.einsum("pij,pi->pj", problem.cam_from_world[v, :3, :3], cam)
+    return world

@@ -111,7 +111,7 @@ def _surface_gradient(
 
 
 @njit(cache=True)
-def _outside(grid: FloatGrid, height: int, width: int, u: float, v: float) -> tuple[float, float, float]:
+def signed_outside(grid: FloatGrid, height: int, width: int, u: float, v: float) -> tuple[float, float, float]:
     """Signed distance to a silhouette and its derivatives at any grid coordinates, also beyond the image."""
     iu, iv = min(max(u, 0.0), width - 1.0), min(max(v, 0.0), height - 1.0)
     distance, du, dv = _bilinear(grid[:height, :width], iu, iv)
@@ -202,7 +202,7 @@ def hold_against_views(
             # How the point moves in B's frame: with its depth, and with the focal length.
             ray = _rotate(turn, xa, ya, -1.0)
             zoomed = _rotate(turn, -xa * depth_a, -ya * depth_a, 0.0)
-            distance, ou, ov = _outside(outside_px[b], height, width, u, v)
+            distance, ou, ov = signed_outside(outside_px[b], height, width, u, v)
             if distance > MASK_SLACK_PX:
                 weight = pixel_b / np.sqrt((0.4 * pixel_b) ** 2 + (0.4 * pixel_a) ** 2 + blur**2)
                 gu, gv = ou * fx / depth, -ov * fy / depth

@@ -97,6 +97,28 @@ class PreparedViews:
             view, np.stack([x + 0.5, y + 0.5], axis=1), self.values[view, y, x].astype(np.float64), slope
         )
 
+    def rims(self, per_view: int) -> SamplePoints:
+        """Draw points on the silhouettes, in all views; their values and slopes are not set (NaN).
+
+        A silhouette runs half-way between the last pixel centre inside and the first one outside.
+
+        Args:
+            per_view: Number of points per view.
+        """
+        random = np.random.default_rng(0)
+        parts = []
+        for index in range(len(self.names)):
+            candidates = np.flatnonzero(self.masks[index] & (self.outside_px[index] > -0.75))
+            chosen = np.sort(random.permutation(candidates)[:per_view])
+            parts.append(np.stack([np.full(len(chosen), index), chosen], axis=1))
+        view, flat = np.concatenate(parts).T
+        y, x = np.divmod(flat, self.masks.shape[2])
+        unset = np.full(len(view), np.nan)
+        outward = np.array([np.gradient(image) for image in self.outside_px])[view, :, y, x][:, ::-1]
+        outward = outward / np.maximum(np.linalg.norm(outward, axis=1, keepdims=True), 1e-6)
+        px = np.stack([x + 0.5, y + 0.5], axis=1) - self.outside_px[view, y, x][:, None] * outward
+        return SamplePoints(view, px, unset, np.stack([unset, unset], axis=1))
+
     def _slope(
         self, view: NDArray[np.int64], y: NDArray[np.int64], x: NDArray[np.int64], dy: int, dx: int
     ) -> NDArray[np.float64]:
@@ -162,14 +184,16 @@ def _prepare(
         value = _fractions(counts, depth)
         rounding = 0.3 / depth.max_value
         known = depth.max_value * (depth.unit or 0.0) if depth.encoding is DepthEncoding.METRIC_Z else 0.0
-    distance = ndimage.distance_transform_edt(~mask) - ndimage.distance_transform_edt(mask)
-    distance -= 0.5 * np.sign(distance)  # zero half-way between the centres of the last pixel in and the first out
+    distance: NDArray[np.float64] = ndimage.distance_transform_edt(~mask) - ndimage.distance_transform_edt(mask)
+    distance = distance - 0.5 * np.sign(
+        distance
+    )  # zero half-way between the centres of the last pixel in and the first out
     return mask, value, distance, rounding, known
 
 
 def _fractions(counts: NDArray[np.float64], depth: DepthImage) -> NDArray[np.float64]:
-    smooth: NDArray[np.float64] = smooth_within_rounding(counts, 0.5, float(depth.max_value), 2.0, _SWEEPS, 1.8)
-    return smooth / depth.max_value
+    smooth: Any = smooth_within_rounding(counts, 0.5, float(depth.max_value), 2.0, _SWEEPS, 1.8)
+    return np.asarray(smooth / depth.max_value, dtype=np.float64)
 
 
 def _photo_from_px(view: View, largest: int) -> tuple[tuple[float, float], tuple[float, float]]:
