@@ -185,7 +185,7 @@ def write_run_report(
             cameras=reconstruction.cameras,
             dataset=dataset,
             quality=measured,
-            calibration=calibration_summary(calibration),
+            calibration=calibration_summary(calibration, [view.name for view in dataset.views]),
             unit=UNIT_TEXT[frame_source],
             turntable=layout.turntable.read_bytes(),
             losses=reconstruction.statistics.get("losses", {}),
@@ -201,8 +201,13 @@ def write_run_report(
     )
 
 
-def calibration_summary(calibration: Calibration) -> CalibrationSummary:
-    """Return where the cameras came from, in words."""
+def calibration_summary(calibration: Calibration, views: Sequence[str]) -> CalibrationSummary:
+    """Return where the cameras came from, in words.
+
+    Args:
+        calibration: The run's.
+        views: Names in the order of its cameras.
+    """
     sure = (
         ""
         if calibration.method == "given"
@@ -212,6 +217,9 @@ def calibration_summary(calibration: Calibration) -> CalibrationSummary:
         source=_METHOD_TEXTS[calibration.method],
         confidence=sure,
         residuals=calibration.residuals,
+        photo_shifts_px={
+            view: shift.shift_px for view, shift in zip(views, calibration.photo_shifts, strict=False) if shift
+        },
         notes=calibration.warnings,
     )
 

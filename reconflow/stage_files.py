@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from reconflow.cameras.calibration import Calibration
 from reconflow.cameras.camera import PinholeCamera
@@ -87,7 +88,10 @@ def camera_from_dict(facts: dict[str, Any]) -> PinholeCamera:
 
 def save_calibration(path: Path, calibration: Calibration) -> None:
     """Write the cameras and what is known of them for the stages that follow."""
-    facts = {field.name: getattr(calibration, field.name) for field in fields(calibration)}
+    facts = {
+        name: adapter.dump_python(getattr(calibration, name), mode="json")
+        for name, adapter in _calibration_fields().items()
+    }
     facts["cameras"] = [camera_to_dict(camera) for camera in calibration.cameras]
     save_arrays(path, {}, facts)
 
@@ -95,10 +99,9 @@ def save_calibration(path: Path, calibration: Calibration) -> None:
 def load_calibration(path: Path) -> Calibration:
     """Read what `save_calibration` wrote."""
     _, facts = load_arrays(path)
-    facts["cameras"] = tuple(camera_from_dict(camera) for camera in facts["cameras"])
-    facts["depth_scales"] = tuple(facts["depth_scales"])
-    facts["warnings"] = tuple(facts["warnings"])
-    return Calibration(**facts)
+    cameras = tuple(camera_from_dict(camera) for camera in facts.pop("cameras"))
+    adapters = _calibration_fields()
+    return Calibration(cameras=cameras, **{name: adapters[name].validate_python(facts[name]) for name in facts})
 
 
 def save_reconstruction(path: Path, reconstruction: Reconstruction) -> None:
@@ -140,3 +143,9 @@ def _damaged(ref: FileRef, what: str) -> IncompleteResultsError:
     return IncompleteResultsError(
         f"The intermediate file {name} {what}.", suggestion="Run the reconstruction again.", file=name
     )
+
+
+def _calibration_fields() -> dict[str, TypeAdapter[Any]]:
+    """Return how to store each field of a calibration, other than the cameras, by its declared type."""
+    hints = get_type_hints(Calibration)
+    return {field.name: TypeAdapter(hints[field.name]) for field in fields(Calibration) if field.name != "cameras"}

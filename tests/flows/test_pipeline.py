@@ -156,3 +156,20 @@ def test_a_machine_without_room_stops_before_the_model_starts(
     with pytest.raises(MemoryExhaustedError):
         reconstruct_folder(dataset, tmp_path, on_progress=ignore_progress)
     assert json.loads((only_run(tmp_path) / "error.json").read_text("utf-8"))["code"] == "MEMORY_EXHAUSTED"
+
+
+def test_a_calibration_survives_its_way_between_stages(dataset: Path, tmp_path: Path) -> None:
+    from reconflow.cameras.calibration import calibrate
+    from reconflow.datasets.loading import load_dataset
+    from reconflow.stage_files import load_calibration, save_calibration
+
+    calibration = calibrate(load_dataset(dataset))
+    save_calibration(tmp_path / "cameras.npz", calibration)
+    loaded = load_calibration(tmp_path / "cameras.npz")
+    for name in ("depth_scales", "fov_x_rad", "confidence", "method", "residuals", "photo_shifts", "warnings"):
+        assert getattr(loaded, name) == getattr(calibration, name)
+    for before, after in zip(calibration.cameras, loaded.cameras, strict=True):
+        assert (before.name, before.focal_px, before.centre_px, before.image_hw) == (
+            after.name, after.focal_px, after.centre_px, after.image_hw,
+        )  # fmt: skip
+        assert (before.cam_from_world == after.cam_from_world).all()
