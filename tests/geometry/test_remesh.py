@@ -69,13 +69,13 @@ def test_remeshing_to_a_budget_never_exceeds_it() -> None:
     mesh = iso_surface(SOLIDS["bumpy_sphere"][0])
     for adaptivity in (0.0, 0.5):
         result = remesh_to_budget(mesh, 4000, adaptivity=adaptivity)
-        assert 3500 <= len(result.faces) <= 4000
+        assert 3900 <= len(result.faces) <= 4000
         assert mesh_facts(result).manifold
 
 
 def test_a_budget_above_the_input_refines_it() -> None:
     result = remesh_to_budget(iso_surface(sphere, resolution=16), 8000)
-    assert 7000 <= len(result.faces) <= 8000
+    assert 7600 <= len(result.faces) <= 8000
     assert mesh_facts(result).genus == 0
 
 
