@@ -22,9 +22,9 @@ _NEAREST, _MIP_NEAREST, _MIP_LINEAR = 0, 2, 3
 
 @njit(cache=True, nogil=True)
 def _bounded(index: int, size: int, boundary: int) -> int:
-    """Return the texel index that stands for `index`, -1 for none."""
+    """Return the texel index that stands for `index`, -1 for none; wrapping expects -1 <= index <= size."""
     if boundary == _WRAP:
-        return index % size
+        return index + size if index < 0 else index - size if index >= size else index
     if index < 0:
         return -1 if boundary == _ZERO else 0
     if index >= size:
@@ -72,8 +72,17 @@ def _nearest(level: I64, u: float, v: float, boundary: int) -> int:
 
 
 @njit(cache=True, nogil=True)
+def _is_zero(grad: F32, row: int, col: int) -> bool:
+    """Tell whether a pixel has no gradient, as background that the caller masks."""
+    for k in range(grad.shape[2]):  # noqa: SIM110 - Numba compiles no generator expressions
+        if grad[row, col, k] != 0.0:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
 def _texel(texels: F32, index: int, channel: int) -> float:
-    return float(texels[index, channel]) if index >= 0 else 0.0
+    return float(texels[np.uint64(index), np.uint64(channel)]) if index >= 0 else 0.0
 
 
 @njit(cache=True, nogil=True)
@@ -178,6 +187,8 @@ def texture_gradient_of_texels(
     height, width, channels = grad_out.shape
     for row in range(height):
         for col in range(width):
+            if _is_zero(grad_out, row, col):
+                continue
             u, v = float(uv[row, col, 0]), float(uv[row, col, 1])
             if mode == _NEAREST:
                 index = _nearest(table[0], u, v, boundary)
@@ -201,7 +212,7 @@ def texture_gradient_of_texels(
 def _add_texel(grad_texels: F32, index: int, start: int, stop: int, weight: float, grad: F32) -> None:
     if start <= index < stop:
         for k in range(grad.shape[0]):
-            grad_texels[index, k] += weight * grad[k]
+            grad_texels[np.uint64(index), np.uint64(k)] += weight * grad[k]
 
 
 @njit(cache=True, nogil=True)
@@ -224,6 +235,8 @@ def texture_gradient_of_uv(
     height, width, channels = grad_out.shape
     for row in range(height):
         for col in range(width):
+            if _is_zero(grad_out, row, col):
+                continue
             u, v = float(uv[row, col, 0]), float(uv[row, col, 1])
             lower, upper, blend, free = _levels_of_pixel(table, footprint, offset, mode, row, col)
             by_level = by_u = by_v = 0.0
