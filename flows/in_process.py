@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect.client.orchestration import get_client
 from prefect.events.worker import EventsWorker
-from prefect.exceptions import CancelledRun
+from prefect.exceptions import CancelledRun, TerminationSignal
 from prefect.logging.handlers import APILogHandler
 
 from flows.reconstruct import reconstruct
@@ -26,12 +26,15 @@ def call_flow(request: RunRequest, on_progress: OnProgress | None = None) -> Run
 
     Raises:
         ReconflowError: Why the run failed, as recorded in its state and its `error.json`.
+        KeyboardInterrupt: A signal ended the run at once; that is recorded too.
         ServerUnreachableError: There is no Prefect server to record anything.
     """
     expect_server()
     try:
         with listening(on_progress):
             return RunSummary.model_validate(reconstruct(request))
+    except TerminationSignal as error:
+        raise KeyboardInterrupt from error
     except CancelledRun as error:
         raise Cancelled("The run was cancelled.", suggestion="Run the same command again to start over.") from error
     finally:
