@@ -19,7 +19,7 @@ from reconflow.cameras.camera import PinholeCamera
 from reconflow.errors import ValidationFailedError
 from reconflow.rendering import fused_kernels as kernels
 from reconflow.rendering.parallel import row_bands, run_jobs, thread_count
-from reconflow.rendering.raster import F32, F64, I32, pixel_projection, raster_rows
+from reconflow.rendering.raster import F32, F64, I32, checked_faces, pixel_projection, raster_rows
 from reconflow.rendering.silhouette import (
     build_edge_topology,
     crossing_bound,
@@ -36,7 +36,7 @@ class ViewTarget:
     Attributes:
         coverage: (H, W) how much of each pixel the object covers, 0 to 1.
         rgb_linear: (H, W, 3) linear light, already composited over `background`; None fits no colour.
-        depth: (H, W) along the optical axis, world units; 0 or NaN where unknown; None fits no depth.
+        depth: (H, W) along the optical axis, world units; 0, NaN or infinite where unknown; None fits no depth.
         depth_tolerance: Half-width of the zone around the target without penalty, world units; a number or (H, W).
         depth_knee: World units beyond the tolerance where the penalty turns from quadratic to linear.
         background: Linear RGB behind the object.
@@ -59,20 +59,20 @@ class ViewTarget:
     def prepared(self) -> PreparedTarget:
         """The target as flat float32 arrays, with the losses of an empty picture."""
         none = np.zeros(0, np.float32)
-        colour = self.rgb_linear
-        rgb = np.zeros((0, 3), np.float32) if colour is None else _flat(colour, 3)
-        coverage = _flat(self.coverage)
-        rgb_weight, silhouette_weight = _flat(self.rgb_weight), _flat(self.silhouette_weight)
+        colour, shape = self.rgb_linear, self.coverage.shape
+        rgb = np.zeros((0, 3), np.float32) if colour is None else _flat(colour, (*shape, 3)).reshape(-1, 3)
+        coverage = _flat(self.coverage, shape)
+        rgb_weight, silhouette_weight = _flat(self.rgb_weight, shape), _flat(self.silhouette_weight, shape)
         background = np.array(self.background, np.float32)
         off = ((background.astype(np.float64) - rgb) ** 2).sum(axis=1) / 3
         return PreparedTarget(
             rgb=rgb,
             coverage=coverage,
-            depth=none if self.depth is None else np.nan_to_num(_flat(self.depth)),
-            tolerance=_flat(self.depth_tolerance),
+            depth=none if self.depth is None else np.nan_to_num(_flat(self.depth, shape), posinf=0.0),
+            tolerance=_flat(self.depth_tolerance, shape),
             rgb_weight=rgb_weight,
             silhouette_weight=silhouette_weight,
-            depth_weight=_flat(self.depth_weight),
+            depth_weight=_flat(self.depth_weight, shape),
             background=background,
             empty_rgb=0.0 if colour is None else float((rgb_weight * off).sum()),
             empty_silhouette=float((silhouette_weight * coverage.astype(np.float64) ** 2).sum()),
@@ -130,12 +130,20 @@ class FusedRenderer:
         uv_faces: NDArray[Any] | None = None,
     ) -> None:
         self.cameras = tuple(cameras)
-        self._faces = np.ascontiguousarray(faces, dtype=np.int32)
+        self._faces = checked_faces(faces, np.iinfo(np.int32).max)
+        self._vertices_needed = int(self._faces.max(initial=-1)) + 1
         self._topology = build_edge_topology(self._faces)
         self._projections = [pixel_projection(camera) for camera in self.cameras]
         self._has_uvs = uvs is not None
         self._uvs = np.zeros((0, 2), np.float32) if uvs is None else np.ascontiguousarray(uvs, dtype=np.float32)
-        self._uv_faces = self._faces if uv_faces is None else np.ascontiguousarray(uv_faces, dtype=np.int32)
+        self._uv_faces = self._faces
+        if uvs is not None:
+            self._uv_faces = checked_faces(faces if uv_faces is None else uv_faces, len(self._uvs), "uv_faces")
+        if len(self._uv_faces) != len(self._faces):
+            raise ValidationFailedError(
+                f"There are {len(self._faces)} faces, but {len(self._uv_faces)} rows of `uv_faces`.",
+                suggestion="Give every face its row of `uv_faces`.",
+            )
         self._spaces: queue.LifoQueue[_Workspace] = queue.LifoQueue()
         self._lookups: list[tuple[I32, F32]] = []
         self._grad_texture = np.zeros((0, 0, 3), np.float32)
@@ -157,6 +165,11 @@ class FusedRenderer:
             ValidationFailedError: Shapes that do not belong together.
         """
         vertices = np.ascontiguousarray(vertices, dtype=np.float32)
+        if vertices.ndim != 2 or vertices.shape[1] != 3 or len(vertices) < self._vertices_needed:
+            raise ValidationFailedError(
+                f"`vertices` of shape {vertices.shape} do not fit faces that need {self._vertices_needed} of them.",
+                suggestion="Pass (V, 3) vertices of the mesh that the renderer was made for.",
+            )
         mode, palette = self._palette(colours, len(vertices))
         self._check(targets)
         views = len(self.cameras)
@@ -382,7 +395,12 @@ class _Workspace:
             self.crossing = np.empty((2 * count, 3))
 
 
-def _flat(values: float | NDArray[Any], channels: int = 1) -> F32:
-    """Return a number as (1,), an image as (H * W,) or (H * W, channels), contiguous float32."""
+def _flat(values: float | NDArray[Any], shape: tuple[int, ...]) -> F32:
+    """Return a number as (1,), an image of that shape flattened; contiguous float32."""
     array = np.ascontiguousarray(values, dtype=np.float32)
-    return array.reshape(-1) if channels == 1 else array.reshape(-1, channels)
+    if np.ndim(values) and array.shape != shape:
+        raise ValidationFailedError(
+            f"A target's arrays disagree: {array.shape} beside coverage of {shape[:2]}.",
+            suggestion="Give all images of one target the same height and width.",
+        )
+    return array.reshape(-1)

@@ -21,6 +21,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from reconflow.cameras.camera import PinholeCamera
+from reconflow.errors import ValidationFailedError
 from reconflow.rendering.parallel import row_bands, run_jobs, thread_count
 
 F32 = NDArray[np.float32]
@@ -56,10 +57,13 @@ def rasterize_view(vertices: NDArray[Any], faces: NDArray[Any], camera: PinholeC
         vertices: (V, 3) world units.
         faces: (F, 3) vertex indices.
         camera: The view.
+
+    Raises:
+        ValidationFailedError: A face refers to a vertex that does not exist.
     """
     height, width = camera.image_hw
     homog = pixel_homogeneous(vertices, camera)
-    faces = np.ascontiguousarray(faces, dtype=np.int32)
+    faces = checked_faces(faces, len(vertices))
     screen = screen_from_homogeneous(homog)
     buffers = RasterBuffers(
         face_id=np.empty((height, width), np.int32),
@@ -75,6 +79,30 @@ def rasterize_view(vertices: NDArray[Any], faces: NDArray[Any], camera: PinholeC
 
     run_jobs([partial(band, start, stop) for start, stop in row_bands(height, thread_count())])
     return buffers
+
+
+def checked_faces(faces: NDArray[Any], count: int, name: str = "faces") -> I32:
+    """Return (F, 3) indices as contiguous int32 after checking that they lie in [0, count).
+
+    The compiled kernels read whatever an index points at, so nothing unchecked may reach them.
+
+    Raises:
+        ValidationFailedError: Wrong shape, or an index outside.
+    """
+    faces = np.asarray(faces)
+    if faces.ndim != 2 or faces.shape[1] != 3:
+        raise ValidationFailedError(
+            f"`{name}` must have shape (F, 3), but has {faces.shape}.",
+            suggestion="Pass triangles, one row of three indices each.",
+            shape=list(faces.shape),
+        )
+    if faces.size and (faces.min() < 0 or faces.max() >= count):
+        raise ValidationFailedError(
+            f"`{name}` refers to {faces.min()} to {faces.max()}, but there are {count}.",
+            suggestion="Check that the index buffer belongs to these vertices.",
+            count=count,
+        )
+    return np.ascontiguousarray(faces, dtype=np.int32)
 
 
 def pixel_homogeneous(vertices: NDArray[Any], camera: PinholeCamera) -> F64:

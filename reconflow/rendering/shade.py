@@ -19,6 +19,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from reconflow.cameras.camera import PinholeCamera
+from reconflow.errors import ValidationFailedError
 from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
 from reconflow.rendering.colour import linear_from_srgb_u8, srgb_from_linear
 from reconflow.rendering.parallel import row_bands, run_jobs, thread_count
@@ -26,6 +27,7 @@ from reconflow.rendering.raster import (
     F32,
     F64,
     I32,
+    checked_faces,
     pixel_homogeneous,
     raster_rows,
     rasterize_view,
@@ -67,7 +69,12 @@ def render_textured(textured: TexturedMesh, camera: PinholeCamera, supersample: 
     """
     texture = linear_from_srgb_u8(textured.base_colour_srgb)
     uvs = np.ascontiguousarray(textured.uvs, dtype=np.float32)
-    uv_faces = np.ascontiguousarray(textured.uv_faces, dtype=np.int32)
+    uv_faces = checked_faces(textured.uv_faces, len(uvs), "uv_faces")
+    if len(uv_faces) != len(textured.mesh.faces):
+        raise ValidationFailedError(
+            f"The mesh has {len(textured.mesh.faces)} faces, but {len(uv_faces)} faces with texture coordinates.",
+            suggestion="Give every face its row of `uv_faces`.",
+        )
 
     def shade(samples: _Samples, rgb: F32, coverage: F32) -> None:
         _average_textured(samples.face_id, samples.bary, uvs, uv_faces, texture, supersample, rgb, coverage)
@@ -94,7 +101,7 @@ def render_wireframe(
     """
     large = camera.resized((camera.image_hw[0] * supersample, camera.image_hw[1] * supersample))
     screen = screen_from_homogeneous(pixel_homogeneous(mesh.vertices, large))
-    faces = np.ascontiguousarray(mesh.faces, dtype=np.int32)
+    faces = checked_faces(mesh.faces, len(mesh.vertices))
     grey = _headlight(mesh, camera)
     reach = 0.5 * line_width_px * supersample
     wire = np.array(WIRE_COLOUR_LINEAR, dtype=np.float32)
@@ -130,7 +137,7 @@ def _render_bands(
     large = camera.resized((height * supersample, width * supersample))
     homog = pixel_homogeneous(mesh.vertices, large)
     screen = screen_from_homogeneous(homog)
-    faces = np.ascontiguousarray(mesh.faces, dtype=np.int32)
+    faces = checked_faces(mesh.faces, len(mesh.vertices))
     rgb = np.empty((height, width, 3), np.float32)
     coverage = np.empty((height, width), np.float32)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -133,4 +134,22 @@ def test_gradient_descent_on_silhouettes_finds_a_sphere_of_the_right_size() -> N
 def test_targets_that_do_not_fit_the_cameras_are_refused() -> None:
     with pytest.raises(ValidationFailedError) as caught:
         FusedRenderer(FACES, CAMERAS).step(VERTICES, None, [ViewTarget(np.zeros((8, 8)))])
+    assert caught.value.suggestion
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: FusedRenderer(FACES, CAMERAS, UVS, FACES[:-1]),
+        lambda: FusedRenderer(FACES, CAMERAS, UVS[:10]),
+        lambda: FusedRenderer(FACES, CAMERAS).step(VERTICES[:-1], None, make_targets()),
+        lambda: FusedRenderer(FACES, CAMERAS).step(VERTICES, TEXTURE, make_targets()),
+        lambda: ViewTarget(np.zeros((8, 8)), depth=np.zeros((4, 4))).prepared,
+        lambda: rasterize_view(VERTICES[:-1], FACES, CAMERAS[0]),
+    ],
+    ids=["uv_faces too short", "uvs too short", "vertices too short", "texture without uvs", "depth size", "raster"],
+)
+def test_arrays_that_do_not_belong_together_are_refused_before_a_kernel_reads_them(call: Callable[[], object]) -> None:
+    with pytest.raises(ValidationFailedError) as caught:
+        call()
     assert caught.value.suggestion
