@@ -1,4 +1,4 @@
-"""What orchestration costs: `reconflow run` and a bare Prefect flow, each in a fresh home, wall time minus compute.
+"""What orchestration costs: `reconflow run` and a bare Prefect flow, each in a fresh home, less what the stages took.
 
     python -m benchmarks.flow_overhead [--dataset DIR] [--rounds 3]
 
@@ -40,16 +40,22 @@ stages()
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one command: wall, of those in stages, and CPU of all its processes."""
+    """Seconds of one command, wall and CPU of all its processes, and the share of both that stages took."""
 
     wall_s: float
-    compute_s: float
     cpu_s: float
+    stages_wall_s: float = 0.0
+    stages_cpu_s: float = 0.0
 
     @property
-    def overhead_s(self) -> float:
+    def overhead_wall_s(self) -> float:
         """Wall time that was not spent in stages."""
-        return self.wall_s - self.compute_s
+        return self.wall_s - self.stages_wall_s
+
+    @property
+    def overhead_cpu_s(self) -> float:
+        """CPU time that was not spent in stages."""
+        return self.cpu_s - self.stages_cpu_s
 
 
 def measure(command: list[str], home: Path) -> Cost:
@@ -65,9 +71,11 @@ def measure(command: list[str], home: Path) -> Cost:
     before, started_s = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     wall_s, after = time.perf_counter() - started_s, resource.getrusage(resource.RUSAGE_CHILDREN)
-    compute_s = float(json.loads(finished.stdout)["seconds"]) if finished.stdout.startswith("{") else 0.0
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Cost(wall_s, compute_s, cpu_s)
+    if not finished.stdout.startswith("{"):
+        return Cost(wall_s, cpu_s)
+    stages = json.loads((Path(json.loads(finished.stdout)["location"]) / "run.json").read_text("utf-8"))["stages"]
+    return Cost(wall_s, cpu_s, sum(stage["seconds"] for stage in stages), sum(stage["cpu_seconds"] for stage in stages))
 
 
 def measure_round(dataset: Path, folder: Path) -> dict[str, Cost]:
@@ -95,18 +103,18 @@ def main(argv: list[str] | None = None) -> None:
         with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
             for variant, cost in measure_round(options.dataset.resolve(), Path(folder)).items():
                 costs.setdefault(variant, []).append(cost)
-    print(f"{'':28}{'wall - compute':>16}{'wall':>10}{'compute':>10}{'CPU - compute':>16}")
+    print(f"{'seconds':28}{'wall':>8}{'of it not in stages':>22}{'CPU':>8}{'of it not in stages':>22}")
     for variant, found in costs.items():
-        overhead, wall, compute, cpu = (
+        wall, wall_over, cpu, cpu_over = (
             statistics.median(values)
             for values in (
-                [cost.overhead_s for cost in found],
                 [cost.wall_s for cost in found],
-                [cost.compute_s for cost in found],
-                [cost.cpu_s - cost.compute_s for cost in found],
+                [cost.overhead_wall_s for cost in found],
+                [cost.cpu_s for cost in found],
+                [cost.overhead_cpu_s for cost in found],
             )
         )
-        print(f"{variant:28}{overhead:14.1f} s{wall:8.1f} s{compute:8.1f} s{cpu:14.1f} s")
+        print(f"{variant:28}{wall:8.1f}{wall_over:22.1f}{cpu:8.1f}{cpu_over:22.1f}")
     print(f"rounds {options.rounds}, load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
 
 

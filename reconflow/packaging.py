@@ -106,8 +106,18 @@ def cameras_file(cameras: Sequence[PinholeCamera], unit: str) -> dict[str, Any]:
     return format_nerfstudio(cameras, folder="multi_views", **extras)
 
 
-def write_run_facts(layout: RunLayout, facts: RunFacts, status: RunStatus) -> None:
-    """Write `run.json`: what differs between two equal runs."""
+def write_run_facts(
+    layout: RunLayout, facts: RunFacts, status: RunStatus, under_way: StageRecord | None = None
+) -> None:
+    """Write `run.json`: what differs between two equal runs.
+
+    Args:
+        layout: Where it goes.
+        facts: Of the run.
+        status: Of the run.
+        under_way: What the stage that writes this has taken so far.
+    """
+    records = facts.records if under_way is None else [*facts.records, under_way]
     write_json(
         layout.run,
         {
@@ -115,9 +125,9 @@ def write_run_facts(layout: RunLayout, facts: RunFacts, status: RunStatus) -> No
             "model": layout.model,
             "status": status.value,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(sum(record.seconds for record in facts.records), 3),
-            "peak_rss_bytes": max((record.peak_rss_bytes for record in facts.records), default=0),
-            "stages": [record.model_dump() for record in facts.records],
+            "seconds": round(sum(record.seconds for record in records), 3),
+            "peak_rss_bytes": max((record.peak_rss_bytes for record in records), default=0),
+            "stages": [record.model_dump() for record in records],
             "results": {result.record.stage: result.model_dump(mode="json") for result in facts.results},
             "machine": describe_machine(),
             "orchestration": facts.orchestration,

@@ -349,7 +349,7 @@ def package(
     progress(1, 3, "writing the package")
     if failure is not None:
         write_json(layout.error, error_facts(layout, facts, failure))
-    write_run_facts(layout, facts, status)
+    write_run_facts(layout, facts, status, under_way=clock.record())
     write_package(layout, manifest_facts(facts), status=status)
     progress(3, 3, "done")
     return PackageResult(

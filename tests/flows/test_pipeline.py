@@ -46,6 +46,9 @@ def test_five_lines_of_python_leave_a_verified_result(
     assert heard[-1] == 1.0
     manifest = verify_package(only_run(tmp_path))
     assert manifest.status is RunStatus.COMPLETED
+    stored = json.loads((only_run(tmp_path) / "run.json").read_text("utf-8"))
+    assert [stage["stage"] for stage in stored["stages"]] == list(result.stage_seconds)
+    assert stored["peak_rss_bytes"] > 50_000_000
     assert Path(result.mesh).is_file()
     assert Path(result.report).is_file()
 
