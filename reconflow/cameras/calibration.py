@@ -140,7 +140,7 @@ def _from_both(dataset: Dataset, views: PreparedViews, depth_fov_rad: float) -> 
     found = fov_from_silhouettes(views, lambda fov: _rig(dataset, fov), _SILHOUETTE_FOVS_DEG)
     cameras = _rig(dataset, math.radians(found.best))
     _check_rims(views, _rim_miss(views, cameras), "No field of view makes the six silhouettes fit one object")
-    if found.sigma > MAX_UNCERTAINTY_DEG:
+    if found.sigma > MAX_SILHOUETTE_UNCERTAINTY_DEG:
         raise _ambiguous(math.degrees(depth_fov_rad), found.best, found.sigma)
     problem, solution = _fitted_scales(views, cameras)
     residuals = residual_summary(problem, solution)

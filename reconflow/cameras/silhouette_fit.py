@@ -27,6 +27,9 @@ _WIDTH_PX: Final = 3.0
 _FLANK_PX: Final = (0.12, 0.7)
 """Root mean square misses, pixels, between which a flank is straight: above the rims' noise, below saturation."""
 
+_RIM_BIAS_PX: Final = 0.08
+"""Error that all rims may share: straight edges along the pixel rows are rounded alike."""
+
 _ARCS, _RESAMPLINGS = 12, 60
 _COARSE_RIMS, _FINE_RIMS = 100, 400
 
@@ -99,26 +102,27 @@ def valley(fovs_deg: FloatArray, misses: FloatArray, rims: SamplePoints) -> Vall
     draws = (np.arange(count), *random.integers(0, count, (_RESAMPLINGS, count)))
     curves = (np.sqrt(by_arc[:, drawn].sum(axis=1) / sizes[drawn].sum()) for drawn in draws)
     brackets = [_bracket(fovs_deg, curve) for curve in curves]
-    low, high = np.array(brackets).T
+    low, high, slope = np.array(brackets).T
     if not np.isfinite(low[0] + high[0]) or np.mean(np.isfinite(low + high)) < 0.9:
         return Valley(float(fovs_deg[np.argmin(cost.mean(axis=1))]), np.inf)
     middle = 0.5 * (low + high)
-    spread = np.nanvar(middle[1:]) + (0.25 * (high[0] - low[0])) ** 2
+    spread = np.nanvar(middle[1:]) + (0.25 * (high[0] - low[0])) ** 2 + (_RIM_BIAS_PX / slope[0]) ** 2
     return Valley(float(middle[0]), float(np.sqrt(spread)))
 
 
-def _bracket(fovs_deg: FloatArray, root: FloatArray) -> tuple[float, float]:
-    """Where the two flanks of a valley, extended, reach zero; NaN when a flank is missing."""
+def _bracket(fovs_deg: FloatArray, root: FloatArray) -> tuple[float, float, float]:
+    """Where the two flanks of a valley, extended, reach zero, and the flatter slope; NaN when a flank is missing."""
     lowest = int(np.argmin(root))
-    ends = []
+    ends, slopes = [], []
     for side in (slice(None, lowest), slice(lowest + 1, None)):
         x, y = fovs_deg[side], root[side]
         flank = (y > _FLANK_PX[0]) & (y < _FLANK_PX[1])
         if flank.sum() < 2:
-            return np.nan, np.nan
+            return np.nan, np.nan, np.nan
         slope, offset = np.polyfit(x[flank], y[flank], 1)
         ends.append(-offset / slope)
-    return ends[0], ends[1]
+        slopes.append(abs(slope))
+    return ends[0], ends[1], min(slopes)
 
 
 def _arc_of(rims: SamplePoints) -> NDArray[np.int64]:
