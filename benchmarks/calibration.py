@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,11 +17,11 @@ from reconflow.errors import CalibrationAmbiguousError
 from tests.cameras.rendered_objects import random_object, rendered
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Calibrate COUNT random rigs and print how far off they come out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("count", nargs="?", type=int, default=20)
-    count = parser.parse_args().count
+    count = parser.parse_args(argv).count
     calibrate(rendered(random_object(3), 0.8, 3.0, 128)[0])
     errors, scale_errors, sigmas, seconds, refused = [], [], [], [], 0
     for seed in range(count):
@@ -41,7 +42,8 @@ def main() -> None:
         sigmas.append(found.fov_uncertainty_deg)
         print(
             f"{seed:4d}  {size} px  {bits:2d} bit  fov {math.degrees(fov):5.1f}  {found.method:11s}"
-            f"  error {errors[-1]:+.3f} ± {sigmas[-1]:.3f} deg  scales {scale_errors[-1]:.3f} %  {seconds[-1]:.1f} CPU s"
+            f"  error {errors[-1]:+.3f} ± {sigmas[-1]:.3f} deg  scales {scale_errors[-1]:.3f} %"
+            f"  {seconds[-1]:.1f} CPU s"
         )
     off = np.abs(errors)
     print(f"refused {refused} of {count}")

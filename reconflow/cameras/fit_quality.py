@@ -18,8 +18,9 @@ from reconflow.cameras.calibration_kernels import IN_FRONT, OUTSIDE_MASK, SAME_S
 
 FloatArray = NDArray[np.float64]
 
-_UNSMOOTHED: Final = 1.0
-"""Share of the rounding error that is taken to be left by smoothing, the same in all pixels of a terrace."""
+_UNSMOOTHED: Final = 2.0
+"""Rounding error taken to be left in all pixels of a terrace alike, in standard deviations; set by experiment, so that
+the uncertainty covers the errors on random objects."""
 
 _TILE_PX: Final = 24
 _CODES: Final = 1 << 17

@@ -27,7 +27,7 @@ _WIDTH_PX: Final = 3.0
 _FLANK_PX: Final = (0.12, 0.7)
 """Root mean square misses, pixels, between which a flank is straight: above the rims' noise, below saturation."""
 
-_RIM_BIAS_PX: Final = 0.08
+_RIM_BIAS_PX: Final = 0.06
 """Error that all rims may share: straight edges along the pixel rows are rounded alike."""
 
 _ARCS, _RESAMPLINGS = 12, 60
