@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -19,7 +20,7 @@ from reconflow.cameras.camera import unproject_pixels
 from reconflow.errors import ModelConvergenceError
 from reconflow.geometry.depth import SurfaceObservation, sample_depth
 from reconflow.geometry.mesh import TriangleMesh
-from reconflow.rendering.parallel import row_bands, run_jobs, thread_count
+from reconflow.parallel import row_bands, run_jobs, thread_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,9 @@ def _hull_bounds(
     positions = np.stack([o.camera.position_world for o in observations])
     axes = np.stack([-o.camera.world_from_cam[:3, 2] for o in observations])
     projectors = np.eye(3) - axes[:, :, None] * axes[:, None, :]
-    target = np.linalg.lstsq(projectors.sum(axis=0), (projectors @ positions[:, :, None]).sum(axis=0)[:, 0], rcond=None)[0]
+    target = np.linalg.lstsq(
+        projectors.sum(axis=0), (projectors @ positions[:, :, None]).sum(axis=0)[:, 0], rcond=None
+    )[0]
     reach = float(np.linalg.norm(positions - target, axis=1).min())
     low, high = target - reach, target + reach
     for _ in range(2):
@@ -129,7 +132,8 @@ def extract_surface(field: NDArray[np.float32], grid: Grid) -> TriangleMesh:
         raise _empty_hull()
     limit = np.float32(4 * grid.spacing)
     padded = np.pad(np.clip(field, -limit, limit), 1, constant_values=limit)
-    vertices, faces, _, _ = measure.marching_cubes(padded, 0.0, gradient_direction="descent")
+    marching_cubes: Any = measure.marching_cubes
+    vertices, faces, _, _ = marching_cubes(padded, 0.0, gradient_direction="descent")
     world = grid.origin + (vertices - 1.0) * grid.spacing
     return TriangleMesh(world.astype(np.float32), np.ascontiguousarray(faces, np.int32))
 
@@ -151,7 +155,7 @@ def _carve_view(
     depth: NDArray[np.float32],
     mask_distance_px: NDArray[np.float32],
     jump: float,
-    frame_cuts_object: bool,
+    frame_cuts_object: bool,  # noqa: FBT001
     start: int,
     stop: int,
 ) -> None:

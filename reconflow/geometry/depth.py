@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.datasets.dataset import DepthEncoding, DepthImage, View
-from reconflow.rendering.parallel import row_bands, run_jobs, thread_count
+from reconflow.parallel import row_bands, run_jobs, thread_count
 
 _JUMP_LEVELS = 4.0
 """Neighbouring pixels that differ by more than this many stored levels, beyond what their slope explains, belong to
@@ -33,7 +33,8 @@ class SurfaceObservation:
         camera: The view at this resolution.
         mask: (h, w) bool, where the object is.
         mask_distance_px: (h, w) float32, signed distance to the mask's border, negative inside, pixels.
-        depth: (h, w) float32, the smooth depth along the optical axis, world units; 0 where unknown. None without depth.
+        depth: (h, w) float32, the smooth depth along the optical axis, world units; 0 where unknown. None without
+            depth.
         half_width: (h, w) float32, half the width of the interval that the stored value allows, world units.
         frame_cuts_object: Whether the mask touches the image's border, so that outside the frame nothing is known.
     """
@@ -67,9 +68,7 @@ def observe(view: View, camera: PinholeCamera, depth_scale: float | None) -> Sur
     )
 
 
-def depth_interval(
-    depth: DepthImage, depth_scale: float | None
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def depth_interval(depth: DepthImage, depth_scale: float | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the centre and half width of the depth interval of every pixel.
 
     Args:
@@ -119,10 +118,12 @@ def smooth_inside_intervals(
     for stride in (16, 8, 4, 2, 1):
         for _ in range(max(iterations // (4 if stride > 1 else 1), 1)):
             result = depth.copy()
-            run_jobs([
-                partial(_relax, depth, result, centre, half_width, lower, upper, stride, start, stop)
-                for start, stop in row_bands(depth.shape[0], thread_count())
-            ])
+            run_jobs(
+                [
+                    partial(_relax, depth, result, centre, half_width, lower, upper, stride, start, stop)
+                    for start, stop in row_bands(depth.shape[0], thread_count())
+                ]
+            )
             depth = result
     return depth
 

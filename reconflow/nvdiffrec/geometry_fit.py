@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from reconflow.colour import linear_from_srgb_u8
 from reconflow.errors import ModelConvergenceError
 from reconflow.geometry.depth import SurfaceObservation, resample_depth
 from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
@@ -21,7 +22,6 @@ from reconflow.nvdiffrec.large_steps import PreconditionedDescent
 from reconflow.nvdiffrec.photos import Photo
 from reconflow.nvdiffrec.texel_views import depth_edges
 from reconflow.progress import OnProgress, ignore_progress
-from reconflow.rendering.colour import linear_from_srgb_u8
 from reconflow.rendering.fused import FusedRenderer, ViewTarget
 
 Float64 = NDArray[np.float64]

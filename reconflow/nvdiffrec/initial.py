@@ -21,7 +21,9 @@ _SMOOTHING = 2.0
 """Weight of the squared Laplacian against staying put, in squared edges of the carving grid's surface."""
 
 
-def initial_surface(observations: Sequence[SurfaceObservation], grid_resolution: int, target_faces: int) -> TriangleMesh:
+def initial_surface(
+    observations: Sequence[SurfaceObservation], grid_resolution: int, target_faces: int
+) -> TriangleMesh:
     """Carve and remesh the surface that all views agree on.
 
     Args:

@@ -78,7 +78,9 @@ class NvdiffrecModel:
             on_progress(20, 1000, "carving the first surface")
             mesh = initial_surface(observations, settings.grid_resolution, settings.target_faces)
         with _timed(timings, "surface_fit"):
-            mesh, losses = _fit_surface(mesh, observations, dataset, calibration, settings, part_of(on_progress, 0.1, 0.7))
+            mesh, losses = _fit_surface(
+                mesh, observations, dataset, calibration, settings, part_of(on_progress, 0.1, 0.7)
+            )
         with _timed(timings, "texture_fit"):
             photos = _photos(dataset, calibration, settings.texture_size)
             atlas = unwrap(mesh, settings.texture_size)

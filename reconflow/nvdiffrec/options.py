@@ -58,7 +58,9 @@ class NvdiffrecOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    preset: Preset = Field(Preset.STANDARD, title="Preset", description="draft, standard or high: how much work to spend.")
+    preset: Preset = Field(
+        Preset.STANDARD, title="Preset", description="draft, standard or high: how much work to spend."
+    )
     steps: Annotated[int, Field(ge=0, le=20_000)] | None = Field(
         None, title="Steps", description="Iterations of the geometry fit; a few dozen give a preview."
     )

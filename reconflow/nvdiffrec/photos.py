@@ -10,8 +10,8 @@ from PIL import Image
 from scipy import ndimage
 
 from reconflow.cameras.camera import PinholeCamera
+from reconflow.colour import linear_from_srgb_u8
 from reconflow.datasets.dataset import View
-from reconflow.rendering.colour import linear_from_srgb_u8
 
 Float32 = NDArray[np.float32]
 

@@ -1,4 +1,4 @@
-"""How the texels of an atlas see the photos: which view, where in it, how well. Kernels only; colours are linear light."""
+"""How the texels of an atlas see the photos: which view, where in it, how well. Colours are linear light."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from scipy import ndimage
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.geometry.mesh import TriangleMesh
 from reconflow.geometry.surface import vertex_normals
-from reconflow.rendering.parallel import row_bands, run_jobs, thread_count
+from reconflow.parallel import row_bands, run_jobs, thread_count
 from reconflow.rendering.raster import rasterize_view
 
 Float32 = NDArray[np.float32]
 
 _EDGE_GUARD_PX = (1.5, 8.0)
 """A pixel nearer than the first to a depth edge is hardly trusted, one beyond the second fully."""
-_GRAZING_POWER = 5.0
-"""Exponent of the cosine between surface normal and viewing ray in a view's weight."""
+GRAZING_POWER = 5.0
+"""Exponent of the cosine between surface normal and viewing ray in a view's weight, when views are chosen by detail.
+1 weights every view by the pixels it spends on a texel, which is the least-squares weight."""
 _WIDE_POWER = 1.5
 """The same for the low frequencies, which are blended over wider bands."""
 
@@ -115,7 +116,11 @@ def depth_edges(depth: Float32, focal_px: float) -> NDArray[np.bool_]:
 
 
 def gather(
-    texels: Texels, geometry: Sequence[ViewGeometry], images: Sequence[Float32], low_images: Sequence[Float32] | None
+    texels: Texels,
+    geometry: Sequence[ViewGeometry],
+    images: Sequence[Float32],
+    low_images: Sequence[Float32] | None = None,
+    grazing_power: float = GRAZING_POWER,
 ) -> tuple[Float32, Float32]:
     """Blend what the views show at every texel.
 
@@ -127,6 +132,7 @@ def gather(
         geometry: One per view.
         images: (H, W, 3) float32 linear values per view; any resolution with the view's aspect.
         low_images: The same, blurred, at any resolution; None blends `images` alone.
+        grazing_power: Exponent of the cosine in the weights.
 
     Returns:
         colour: (N, 3) float32 blended values, 0 where no view sees the texel.
@@ -141,8 +147,8 @@ def gather(
             partial(
                 _gather_view, texels.position, texels.normal, np.ascontiguousarray(view.camera.cam_from_world),
                 np.array([*view.camera.focal_px, *view.camera.centre_px]), view.camera.position_world.copy(),
-                view.depth, view.trust, image, low, low_images is not None, sums, wide_sums, quality,
-                start, stop,
+                view.depth, view.trust, image, low, low_images is not None, grazing_power, sums, wide_sums,
+                quality, start, stop,
             )
             for start, stop in row_bands(count, thread_count())
         ])  # fmt: skip
@@ -176,7 +182,8 @@ def _gather_view(
     trust: Float32,
     image: Float32,
     low: Float32,
-    two_bands: bool,
+    two_bands: bool,  # noqa: FBT001
+    grazing_power: float,
     sums: Float32,
     wide_sums: Float32,
     quality: Float32,
@@ -208,7 +215,7 @@ def _gather_view(
         if seen <= 0 or d > seen + min(tolerance, 12 * pixel):
             continue
         base = trust[row, column] * (fx / d) ** 2 / 1e6
-        weight = base * cosine**_GRAZING_POWER
+        weight = base * cosine**grazing_power
         sx, sy = image.shape[1] / width, image.shape[0] / height
         lx, ly = low.shape[1] / width, low.shape[0] / height
         wide = base * cosine**_WIDE_POWER

@@ -1,5 +1,7 @@
-"""The base colour of an unwrapped mesh, fitted to the photos: first gathered from the views that see each texel best,
-then corrected through the renderer until the renders match. Colours are linear light inside, sRGB at the end.
+"""The base colour of an unwrapped mesh, fitted to the photos.
+
+It is first gathered from the views that see each texel best, then corrected through the renderer until the renders
+match. Colours are linear light inside, sRGB at the end.
 """
 
 from __future__ import annotations
@@ -11,20 +13,22 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from scipy.sparse.linalg import cg
 
+from reconflow.colour import linear_from_srgb, srgb_from_linear
 from reconflow.geometry.atlas import Atlas
-from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
 from reconflow.geometry.atlas_raster import dilate, rasterize_atlas
+from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
 from reconflow.nvdiffrec.large_steps import edge_laplacian
 from reconflow.nvdiffrec.photos import Photo, shrink
 from reconflow.nvdiffrec.texel_views import Texels, ViewGeometry, gather, locate_texels, see_mesh
 from reconflow.progress import OnProgress, ignore_progress
-from reconflow.rendering.colour import linear_from_srgb, srgb_from_linear
 from reconflow.rendering.shade import render_textured
 
 Float32 = NDArray[np.float32]
 
 _QUALITY_UNUSABLE, _QUALITY_USABLE = 0.005, 0.03
 """Below the first a texel takes its colour from its neighbours, above the second from the photos."""
+_FIT_POWER = 2.0
+"""Exponent of the cosine in the weights of the corrections."""
 
 
 def fit_texture(
@@ -63,12 +67,16 @@ def fit_texture(
     for step in range(steps):
         residuals, loss = _residuals(_encode(mesh, atlas, texture), photos, geometry)
         losses.append([step, loss])
-        correction, _ = gather(texels, geometry, residuals, None)
+        correction, _ = gather(texels, geometry, residuals, grazing_power=_FIT_POWER)
         colour = np.clip(colour + confidence * correction, 0, 1)
         texture = _spread(colour, texels)
         on_progress(step + 2, total, "fitting the texture")
     on_progress(total, total, "texture done")
-    statistics: dict[str, object] = {"seen_share": float((quality > 0).mean()), "trusted_share": float((confidence > 0.5).mean()), "rgb_mse": losses}
+    statistics: dict[str, object] = {
+        "seen_share": float((quality > 0).mean()),
+        "trusted_share": float((confidence > 0.5).mean()),
+        "rgb_mse": losses,
+    }
     return _encode(mesh, atlas, texture), statistics
 
 
@@ -126,7 +134,7 @@ def _fill_unseen(
     colour: Float32,
     seen: NDArray[np.bool_],
 ) -> Float32:
-    """Continue the seen colours smoothly over the unseen surface: harmonic on the mesh's edges, 0.5 grey if none is seen.
+    """Continue the seen colours over the unseen surface, harmonic on the mesh's edges; 0.5 grey if nothing is seen.
 
     Returns:
         (N, 3) float32 a colour for every texel, of use where it is unseen.
@@ -150,10 +158,11 @@ def _fill_unseen(
     mean = vertex_colour[known].mean(axis=0)
     right = np.where(known[:, None], 1e3 * vertex_colour, 1e-6 * mean)
     inverse_diagonal = sparse.diags(1.0 / system.diagonal())
-    smooth = np.stack(
-        [cg(system, right[:, c], x0=np.full(count, mean[c]), rtol=1e-5, maxiter=400, M=inverse_diagonal)[0] for c in range(3)],
-        axis=1,
-    ).astype(np.float32)  # fmt: skip
+    channels = [
+        cg(system, right[:, c], x0=np.full(count, mean[c]), rtol=1e-5, maxiter=400, M=inverse_diagonal)[0]
+        for c in range(3)
+    ]
+    smooth = np.stack(channels, axis=1).astype(np.float32)
     filled = np.zeros((len(texels.index), 3), np.float32)
     for corner in range(3):
         filled += weights[:, corner : corner + 1].astype(np.float32) * smooth[faces[:, corner]]

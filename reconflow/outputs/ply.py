@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reconflow import __version__
+from reconflow.colour import linear_from_srgb_u8, srgb_from_linear
 from reconflow.geometry.mesh import TexturedMesh
 from reconflow.outputs.corners import vertex_normals, without_collapsed
 from reconflow.outputs.files import replacing
-from reconflow.rendering.colour import linear_from_srgb_u8, srgb_from_linear
 
 _VERTEX = np.dtype([("position", "<f4", 3), ("normal", "<f4", 3), ("rgb", "u1", 3)])
 _FACE = np.dtype([("count", "u1"), ("corners", "<i4", 3)])

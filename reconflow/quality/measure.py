@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from reconflow.cameras.camera import PinholeCamera
+from reconflow.colour import linear_from_srgb_u8, srgb_from_linear
 from reconflow.datasets.dataset import Dataset, DepthEncoding, MaskSource, View
 from reconflow.errors import ValidationFailedError
 from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
@@ -30,7 +31,6 @@ from reconflow.quality.report import (
     mean_over_views,
 )
 from reconflow.quality.ssim import ssim
-from reconflow.rendering.colour import linear_from_srgb_u8, srgb_from_linear
 from reconflow.rendering.shade import render_depth, render_textured
 
 SAMPLES_PER_AXIS: Final = 3

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reconflow.errors import ValidationFailedError
+from reconflow.parallel import run_jobs
 from reconflow.rendering.checks import expect_tensor, expect_triangles
-from reconflow.rendering.parallel import run_jobs
 from reconflow.rendering.raster import F32, F64, I32, screen_from_homogeneous
 from reconflow.rendering.rasterize_op import clip_gradient, homogeneous_from_clip, vertices_of_image
 from reconflow.rendering.silhouette import (

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.errors import ValidationFailedError
+from reconflow.parallel import row_bands, run_jobs, thread_count
 from reconflow.rendering import fused_kernels as kernels
-from reconflow.rendering.parallel import row_bands, run_jobs, thread_count
 from reconflow.rendering.raster import F32, F64, I32, checked_faces, pixel_projection, raster_rows
 from reconflow.rendering.silhouette import (
     build_edge_topology,

@@ -12,8 +12,8 @@ from numba import njit
 from torch import Tensor
 
 from reconflow.errors import ValidationFailedError
+from reconflow.parallel import run_jobs
 from reconflow.rendering.checks import expect_tensor, expect_triangles
-from reconflow.rendering.parallel import run_jobs
 from reconflow.rendering.raster import F32, F64, I32
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.errors import ValidationFailedError
-from reconflow.rendering.parallel import row_bands, run_jobs, thread_count
+from reconflow.parallel import row_bands, run_jobs, thread_count
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

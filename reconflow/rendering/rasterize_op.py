@@ -17,8 +17,8 @@ from numba import njit
 from torch import Tensor
 
 from reconflow.errors import ValidationFailedError
+from reconflow.parallel import row_bands, run_jobs, thread_count
 from reconflow.rendering.checks import expect_tensor, expect_triangles
-from reconflow.rendering.parallel import row_bands, run_jobs, thread_count
 from reconflow.rendering.raster import F32, F64, I32, edge_coefficients, raster_rows, screen_from_homogeneous
 
 

@@ -19,10 +19,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 from reconflow.cameras.camera import PinholeCamera
+from reconflow.colour import linear_from_srgb_u8, srgb_from_linear
 from reconflow.errors import ValidationFailedError
 from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
-from reconflow.rendering.colour import linear_from_srgb_u8, srgb_from_linear
-from reconflow.rendering.parallel import row_bands, run_jobs, thread_count
+from reconflow.parallel import row_bands, run_jobs, thread_count
 from reconflow.rendering.raster import (
     F32,
     F64,

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reconflow.errors import ValidationFailedError
+from reconflow.parallel import row_bands, run_jobs, thread_count
 from reconflow.rendering.checks import expect_tensor, refuse_option
-from reconflow.rendering.parallel import row_bands, run_jobs, thread_count
 from reconflow.rendering.texture_kernels import texture_forward, texture_gradient_of_texels, texture_gradient_of_uv
 
 FILTERS: Final = ("nearest", "linear", "linear-mipmap-nearest", "linear-mipmap-linear")

@@ -5,9 +5,9 @@ import pytest
 from render_shapes import bumpy_sphere, look_from, spherical_uvs
 from test_raster import raycast
 
+from reconflow.colour import linear_from_srgb, linear_from_srgb_u8, srgb_from_linear
 from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
 from reconflow.rendering import shade
-from reconflow.rendering.colour import linear_from_srgb, linear_from_srgb_u8, srgb_from_linear
 
 
 def make_textured(subdivisions: int = 2) -> TexturedMesh:

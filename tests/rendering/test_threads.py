@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from render_shapes import bumpy_sphere, look_from
 
-from reconflow.rendering.parallel import run_jobs
+from reconflow.parallel import run_jobs
 from reconflow.rendering.raster import rasterize_view
 
 SCRIPT = Path(__file__).with_name("digest_of_everything.py")
