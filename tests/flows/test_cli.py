@@ -139,6 +139,9 @@ def test_a_real_run_with_nothing_configured_leaves_no_process(dataset: Path, tmp
     assert finished.returncode == 0, finished.stderr
     summary = json.loads(finished.stdout)
     verify_package(Path(summary["location"]))
+    facts = json.loads((Path(summary["location"]) / "run.json").read_text("utf-8"))
+    load = facts["results"]["load"]
+    assert facts["peak_rss_bytes"] < load["record"]["peak_rss_bytes"] + load["needed_memory_bytes"]
     assert "INFO" not in finished.stderr
     assert not (tmp_path / "home" / ".prefect").exists()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".prefect", "runs"]
