@@ -1,7 +1,8 @@
 """Carving: the largest solid that no view contradicts, as a signed field on a grid, and its iso-surface.
 
 A point is outside when any view sees through it: it projects outside that view's silhouette, or in front of the
-surface that the view's depth shows. What no view decides stays solid.
+surface that the view's depth shows. A view whose frame holds all of the object also rules out what lies outside of the
+frame and behind the camera. What no view decides stays solid.
 """
 
 from __future__ import annotations
@@ -170,6 +171,8 @@ def _carve_view(
                 m = cam_from_world
                 z = -(m[2, 0] * wx + m[2, 1] * wy + m[2, 2] * wz + m[2, 3])
                 if z <= 1e-6:
+                    if not frame_cuts_object:
+                        field[i, j, k] = max(field[i, j, k], np.float32(spacing - z))
                     continue
                 px = cx + fx * (m[0, 0] * wx + m[0, 1] * wy + m[0, 2] * wz + m[0, 3]) / z - 0.5
                 py = cy - fy * (m[1, 0] * wx + m[1, 1] * wy + m[1, 2] * wz + m[1, 3]) / z - 0.5
