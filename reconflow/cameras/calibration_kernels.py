@@ -111,6 +111,21 @@ def _surface_gradient(
 
 
 @njit(cache=True)
+def _reaches(values: FloatGrid, x0: int, y0: int, depth: float, scale: float) -> bool:
+    """Whether a surface within a pixel of the cell at (x0, y0) is as near as `depth`.
+
+    The edge of a near surface lies anywhere between the last sample on it and the first one beyond. A face seen edge
+    on has all its points there, and must not count as being in front of what lies beyond.
+    """
+    height, width = values.shape
+    for y in range(max(y0 - 1, 0), min(y0 + 3, height)):
+        for x in range(max(x0 - 1, 0), min(x0 + 3, width)):
+            if 0.0 < values[y, x] * scale <= depth:
+                return True
+    return False
+
+
+@njit(cache=True)
 def signed_outside(grid: FloatGrid, height: int, width: int, u: float, v: float) -> tuple[float, float, float]:
     """Signed distance to a silhouette and its derivatives at any grid coordinates, also beyond the image."""
     iu, iv = min(max(u, 0.0), width - 1.0), min(max(v, 0.0), height - 1.0)
@@ -241,7 +256,7 @@ def hold_against_views(
             )
             kind[i, b], residual[i, b] = SAME_SURFACE, behind / error
             if not same:
-                if behind > -FRONT_SLACK * error:
+                if behind > -FRONT_SLACK * error or _reaches(values[b, :height, :width], x0, y0, depth, scales[b]):
                     kind[i, b], residual[i, b] = NO_TEST, 0.0
                     continue
                 kind[i, b], residual[i, b] = IN_FRONT, behind / error + FRONT_SLACK

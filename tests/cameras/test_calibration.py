@@ -15,6 +15,7 @@ from reconflow.cameras.calibration import calibrate
 from reconflow.cameras.camera import rigid_inverse
 from reconflow.cameras.six_axis import VIEW_NAMES, six_axis_rig
 from reconflow.datasets.dataset import Dataset, DatasetLayout, DepthEncoding, DepthImage, MaskSource, View
+from reconflow.datasets.loading import load_dataset
 from reconflow.errors import CalibrationAmbiguousError, CalibrationContradictedError, Cancelled
 from tests.cameras.rendered_objects import bottle, box, depth_maps, random_object, rendered, six_view_dataset, sphere
 
@@ -256,6 +257,13 @@ def test_the_caller_can_stop_it(known):
 
     with pytest.raises(Cancelled):
         calibrate(known[0], stop)
+
+
+def test_the_bundled_sample_with_its_flat_faces_seen_edge_on_is_decided_by_its_depth():
+    dataset = load_dataset(Path(__file__).parents[2] / "samples/lantern")
+    found = calibrate(replace(dataset, cameras=None))
+    assert found.method == "depth"
+    assert abs(math.degrees(found.fov_x_rad) - 41.3) < 0.3
 
 
 def evaluation_dataset(name):
