@@ -47,7 +47,9 @@ def count_coverage(
     return _count(fixed, np.ascontiguousarray(uv_faces, dtype=np.int32), height, width)
 
 
-def dilate(texture: NDArray[np.float32], filled: NDArray[np.bool_], rings: int = 8) -> NDArray[np.float32]:
+def dilate(
+    texture: NDArray[np.float32], filled: NDArray[np.bool_], rings: int = 8, *, everywhere: bool = True
+) -> NDArray[np.float32]:
     """Fill the texels that have no value, smoothly and without seams around those that have one.
 
     Up to `rings` texels away, ring by ring, a texel gets the mean of its (up to eight) neighbours that have a value;
@@ -57,13 +59,14 @@ def dilate(texture: NDArray[np.float32], filled: NDArray[np.bool_], rings: int =
         texture: (H, W, C), linear values.
         filled: (H, W), True where `texture` holds a value; these texels are returned unchanged.
         rings: How far the exact continuation reaches, texels.
+        everywhere: Whether to fill beyond the rings; bilinear lookups on the surface need one ring only.
 
     Returns:
-        (H, W, C) float32; all zero where nothing at all is filled.
+        (H, W, C) float32; all zero where nothing is filled.
     """
     values = np.where(filled[:, :, None], texture, np.float32(0)).astype(np.float32)
     known = _grow_rings(values, np.ascontiguousarray(filled), rings)
-    return values if known.all() else _push_pull(values, known)
+    return _push_pull(values, known) if everywhere and not known.all() else values
 
 
 @njit(cache=True)

@@ -51,6 +51,12 @@ class FitWeights:
     learning_rate: float = 0.3
 
 
+AGREEING = FitWeights()
+"""For photos that match their depth renders: the depth decides, colours refine."""
+RECONCILING = FitWeights(depth=0.002, rgb=10.0, smoothness=0.1, precondition=10.0)
+"""For photos that do not: the surface moves to where the photos agree with each other, near the depth."""
+
+
 @dataclass(frozen=True, eq=False)
 class GeometryFit:
     """A fitted surface and how it got there.
@@ -116,7 +122,7 @@ def fit_geometry(
     steps: int,
     *,
     painted: TexturedMesh | None = None,
-    weights: FitWeights | None = None,
+    weights: FitWeights = AGREEING,
     on_progress: OnProgress = ignore_progress,
 ) -> GeometryFit:
     """Move the vertices of a mesh so that its renders match the views.
@@ -133,7 +139,6 @@ def fit_geometry(
     Raises:
         ModelConvergenceError: The positions became infinite.
     """
-    weights = weights or FitWeights()
     renderer = _renderer(mesh, photos, painted)
     texture = None if painted is None else linear_from_srgb_u8(painted.base_colour_srgb)
     edge = _mean_edge(mesh)

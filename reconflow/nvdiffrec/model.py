@@ -13,19 +13,17 @@ from reconflow.errors import GpuUnavailableError
 from reconflow.geometry.atlas import unwrap
 from reconflow.geometry.depth import SurfaceObservation, observe
 from reconflow.geometry.facts import mesh_facts
-from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
-from reconflow.nvdiffrec.geometry_fit import FitWeights, fit_geometry, view_targets
+from reconflow.nvdiffrec.geometry_fit import AGREEING, RECONCILING
 from reconflow.nvdiffrec.initial import initial_surface
-from reconflow.nvdiffrec.options import FitSettings, NvdiffrecOptions
+from reconflow.nvdiffrec.options import NvdiffrecOptions
 from reconflow.nvdiffrec.photos import Photo, prepare_photo
+from reconflow.nvdiffrec.surface_fit import SurfaceSchedule, fit_surface
 from reconflow.nvdiffrec.texture import fit_texture
 from reconflow.progress import OnProgress, ignore_progress, part_of
 from reconflow.reconstruction import Reconstruction
 
-_DRAFT_TEXTURE = 1024
-"""Side of the provisional texture with which colours take part in the surface fit, texels."""
-_COLOUR_SHARE = 0.4
-"""The last part of the surface fit, in which colours take part."""
+_MISMATCH_SHARE = 0.002
+"""Photos shifted against their depth renders by more than this part of their width do not match them."""
 
 
 class NvdiffrecModel:
@@ -78,9 +76,13 @@ class NvdiffrecModel:
             on_progress(20, 1000, "carving the first surface")
             mesh = initial_surface(observations, settings.grid_resolution, settings.target_faces)
         with _timed(timings, "surface_fit"):
-            mesh, losses = _fit_surface(
-                mesh, observations, dataset, calibration, settings, part_of(on_progress, 0.1, 0.7)
+            schedule = SurfaceSchedule(
+                steps=settings.steps,
+                longest_side=settings.resolution,
+                weights=RECONCILING if _photos_disagree(dataset, calibration) else AGREEING,
             )
+            views = list(zip(dataset.views, calibration.cameras, strict=True))
+            mesh, losses = fit_surface(mesh, observations, views, schedule, part_of(on_progress, 0.1, 0.7))
         with _timed(timings, "texture_fit"):
             photos = _photos(dataset, calibration, settings.texture_size)
             atlas = unwrap(mesh, settings.texture_size)
@@ -92,6 +94,7 @@ class NvdiffrecModel:
         statistics: dict[str, Any] = {
             "losses": losses,
             "settings": settings.model_dump(),
+            "photos_match_depth": not _photos_disagree(dataset, calibration),
             "texture": texture_facts,
             "atlas": vars(atlas.facts),
             "genus": mesh_facts(mesh).genus,
@@ -116,34 +119,12 @@ def _photos(dataset: Dataset, calibration: Calibration, longest_side: int) -> li
     ]
 
 
-def _fit_surface(
-    mesh: TriangleMesh,
-    observations: list[SurfaceObservation],
-    dataset: Dataset,
-    calibration: Calibration,
-    settings: FitSettings,
-    on_progress: OnProgress,
-) -> tuple[TriangleMesh, dict[str, Any]]:
-    """Fit to silhouettes and depth first, then with colours through a provisional texture."""
-    photos = _photos(dataset, calibration, settings.resolution)
-    colour_steps = round(settings.steps * _COLOUR_SHARE)
-    shape_steps = settings.steps - colour_steps
-    targets = view_targets(observations, photos, FitWeights(), with_colour=False)
-    shape = fit_geometry(mesh, targets, photos, shape_steps, on_progress=part_of(on_progress, 0.0, 0.5))
-    painted = _paint_provisionally(shape.mesh, photos)
-    targets = view_targets(observations, photos, FitWeights(), with_colour=True)
-    full = fit_geometry(
-        shape.mesh, targets, photos, colour_steps, painted=painted, on_progress=part_of(on_progress, 0.55, 1.0)
+def _photos_disagree(dataset: Dataset, calibration: Calibration) -> bool:
+    """Tell whether any photo is shifted against its own depth render."""
+    return any(
+        shift is not None and max(map(abs, shift.shift_px)) > _MISMATCH_SHARE * view.image_hw[1]
+        for view, shift in zip(dataset.views, calibration.photo_shifts, strict=True)
     )
-    losses: dict[str, Any] = {name: list(curve) for name, curve in shape.losses.items()}
-    for name, curve in full.losses.items():
-        losses.setdefault(name, []).extend([step + shape_steps, value] for step, value in curve)
-    return full.mesh, losses
-
-
-def _paint_provisionally(mesh: TriangleMesh, photos: list[Photo]) -> TexturedMesh:
-    painted, _ = fit_texture(mesh, unwrap(mesh, _DRAFT_TEXTURE), photos, _DRAFT_TEXTURE, 1)
-    return painted
 
 
 @contextmanager

@@ -7,6 +7,7 @@ match. Colours are linear light inside, sRGB at the end.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,9 @@ Float32 = NDArray[np.float32]
 
 _QUALITY_UNUSABLE, _QUALITY_USABLE = 0.005, 0.03
 """Below the first a texel takes its colour from its neighbours, above the second from the photos."""
-_FIT_POWER = 2.0
+_LOOKUP_RINGS, _FINAL_RINGS = 2, 8
+"""How many texels colours are continued beyond their charts while fitting, and exactly in the end."""
+_FIT_POWER = 1.0
 """Exponent of the cosine in the weights of the corrections."""
 
 
@@ -38,7 +41,7 @@ def fit_texture(
     size: int,
     steps: int,
     on_progress: OnProgress = ignore_progress,
-) -> tuple[TexturedMesh, dict[str, object]]:
+) -> tuple[TexturedMesh, dict[str, Any]]:
     """Paint an unwrapped mesh so that its renders match the photos.
 
     Args:
@@ -71,8 +74,9 @@ def fit_texture(
         colour = np.clip(colour + confidence * correction, 0, 1)
         texture = _spread(colour, texels)
         on_progress(step + 2, total, "fitting the texture")
+    texture = _spread(colour, texels, finished=True)
     on_progress(total, total, "texture done")
-    statistics: dict[str, object] = {
+    statistics: dict[str, Any] = {
         "seen_share": float((quality > 0).mean()),
         "trusted_share": float((confidence > 0.5).mean()),
         "rgb_mse": losses,
@@ -116,14 +120,15 @@ def _residuals(
     return residuals, total / max(count, 1)
 
 
-def _spread(colour: Float32, texels: Texels) -> Float32:
-    """Write texel colours into a texture and fill everything between charts from their borders."""
+def _spread(colour: Float32, texels: Texels, *, finished: bool = False) -> Float32:
+    """Write texel colours into a texture and continue them: as far as lookups reach, or everywhere when finished."""
     texture = np.zeros((texels.size * texels.size, 3), np.float32)
     filled = np.zeros(texels.size * texels.size, bool)
     texture[texels.index] = colour
     filled[texels.index] = True
     shape = (texels.size, texels.size)
-    return dilate(texture.reshape(*shape, 3), filled.reshape(shape))
+    rings = _FINAL_RINGS if finished else _LOOKUP_RINGS
+    return dilate(texture.reshape(*shape, 3), filled.reshape(shape), rings, everywhere=finished)
 
 
 def _fill_unseen(
