@@ -19,7 +19,7 @@ from skimage import measure
 
 from reconflow.cameras.camera import unproject_pixels
 from reconflow.errors import ModelConvergenceError
-from reconflow.geometry.depth import SurfaceObservation, sample_depth
+from reconflow.geometry.depth import SurfaceObservation, depth_jump, sample_depth
 from reconflow.geometry.mesh import TriangleMesh
 from reconflow.parallel import row_bands, run_jobs, thread_count
 
@@ -106,7 +106,7 @@ def carve(observations: Sequence[SurfaceObservation], grid: Grid) -> NDArray[np.
     for observation in observations:
         camera = observation.camera
         depth = observation.depth if observation.depth is not None else np.zeros((0, 0), np.float32)
-        jump = float(observation.half_width.max()) * 8 if observation.half_width is not None else 0.0
+        jump = depth_jump(observation)
         slabs = row_bands(grid.shape[0], thread_count())
         run_jobs([
             partial(

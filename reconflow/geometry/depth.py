@@ -21,6 +21,8 @@ from reconflow.parallel import row_bands, run_jobs, thread_count
 _JUMP_LEVELS = 4.0
 """Neighbouring pixels that differ by more than this many stored levels, beyond what their slope explains, belong to
 different surfaces."""
+_STEEPEST = 4.0
+"""A surface may recede by this many of its own pixels' widths from one pixel to the next; more is a jump."""
 _DAMPING = 0.6
 """Of the Jacobi steps; the iteration is stable below 0.75."""
 
@@ -185,9 +187,20 @@ def resample_depth(observation: SurfaceObservation, image_hw: tuple[int, int]) -
     if observation.depth.shape == image_hw:
         return observation.depth
     result = np.zeros(image_hw, np.float32)
-    jump = float(observation.half_width.max()) * 2 * _JUMP_LEVELS
-    _resample(observation.depth, jump, result)
+    _resample(observation.depth, depth_jump(observation), result)
     return result
+
+
+def depth_jump(observation: SurfaceObservation) -> float:
+    """Return by how much neighbouring pixels of one surface may differ, world units; 0 without depth.
+
+    Coarsely stored depth allows a number of levels, finely stored depth the slope of a steep surface.
+    """
+    depth, half_width = observation.depth, observation.half_width
+    if depth is None or half_width is None or not (depth > 0).any():
+        return 0.0
+    pixel = float(np.median(depth[depth > 0])) / observation.camera.focal_px[0]
+    return max(2 * _JUMP_LEVELS * float(half_width.max()), _STEEPEST * pixel)
 
 
 @njit(cache=True, nogil=True)

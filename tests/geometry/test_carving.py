@@ -52,6 +52,14 @@ def test_six_depth_renders_carve_a_sphere_of_the_right_radius(bits: int) -> None
     assert facts.volume == pytest.approx(4 / 3 * np.pi, rel=0.03)
 
 
+def test_finer_depth_carves_a_more_exact_surface() -> None:
+    truth = iso_surface(SOLIDS["bumpy_sphere"][0])
+    coarse, fine = (carved([seen_by(truth, camera, bits=bits) for camera in RIG], 96) for bits in (8, 16))
+    errors = [np.abs(distances(mesh, "bumpy_sphere")).mean() for mesh in (coarse, fine)]
+    assert errors[1] < errors[0]
+    assert mesh_facts(fine).components == 1
+
+
 @pytest.mark.parametrize("solid", ["torus", "box_with_hole", "double_torus"])
 def test_carving_keeps_the_holes_that_views_look_through(solid: str) -> None:
     truth = iso_surface(SOLIDS[solid][0])

@@ -155,17 +155,19 @@ def test_the_mask_distance_is_signed_and_zero_at_the_pixels_edges() -> None:
     assert (signed_mask_distance(np.zeros((4, 4), bool)) > 100).all()
 
 
-def observation_of(depth: NDArray[np.float64]) -> SurfaceObservation:
+def observation_of(depth: NDArray[np.float64], level: float = 4e-3) -> SurfaceObservation:
     size = depth.shape[0]
     mask = depth > 0
-    half_width = np.full(depth.shape, 4e-3, np.float32)
+    half_width = np.full(depth.shape, level, np.float32)
     distance = signed_mask_distance(mask)
     return SurfaceObservation(front_camera(size), mask, distance, depth.astype(np.float32), half_width, True)
 
 
-def test_resampled_depth_follows_the_surface() -> None:
+@pytest.mark.parametrize("half_width", [4e-3, 1e-5])
+def test_resampled_depth_follows_the_surface(half_width: float) -> None:
+    """However finely the depth is stored, its slopes stay slopes."""
     fine, coarse = bulge(192), bulge(64)
-    resampled = resample_depth(observation_of(coarse), (192, 192))
+    resampled = resample_depth(observation_of(coarse, half_width), (192, 192))
     assert np.abs(resampled - fine)[4:-4, 4:-4].max() < 2e-3
 
 
