@@ -28,6 +28,16 @@ def rig(size: int, distance: float = DISTANCE) -> tuple[PinholeCamera, ...]:
     return six_axis_rig(FOV_RAD, distance, (size, size))
 
 
+def looking_at_origin(name: str, eye: tuple[float, float, float], size: int) -> PinholeCamera:
+    """A camera anywhere but straight above or below, its image upright."""
+    pose = np.eye(4)
+    back = np.array(eye) / np.linalg.norm(eye)
+    right = np.cross([0.0, 1.0, 0.0], back)
+    right /= np.linalg.norm(right)
+    pose[:3, 0], pose[:3, 1], pose[:3, 2], pose[:3, 3] = right, np.cross(back, right), back, eye
+    return PinholeCamera.from_fov(name, FOV_RAD, pose, (size, size))
+
+
 def scaled(mesh: TriangleMesh, factor: float) -> TriangleMesh:
     return TriangleMesh((factor * mesh.vertices).astype(np.float32), mesh.faces)
 
@@ -105,5 +115,7 @@ def photographed(
         views.append(view_of(camera.name, render, depth))
         scales.append(scale)
     dataset = Dataset("painted", DatasetLayout.POSED, tuple(views), tuple(cameras), "0" * 64, world_up)
-    found = Calibration(tuple(cameras), tuple(scales), cameras[0].fov_x_rad, 0.0, 1.0, "given", {})
+    found = Calibration(
+        tuple(cameras), tuple(scales), cameras[0].fov_x_rad, 0.0, 1.0, "given", {}, (None,) * len(views)
+    )
     return dataset, found
