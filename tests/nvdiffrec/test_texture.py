@@ -66,7 +66,7 @@ def object_psnr_db(textured: TexturedMesh, reference: TexturedMesh, size: int = 
     return float(np.mean(values))
 
 
-@pytest.mark.parametrize(("paint", "least_db"), [(checker, 28.0), (gradient, 40.0)])
+@pytest.mark.parametrize(("paint", "least_db"), [(checker, 28.0), (gradient, 45.0)])
 def test_renders_of_a_fitted_texture_match_the_photos(paint: Paint, least_db: float) -> None:
     result = fitted(bumpy(), photos_of(bumpy(), paint))
     assert object_psnr_db(result, truth(paint)) > least_db
@@ -116,8 +116,9 @@ def test_a_tenth_more_exposure_in_one_view_leaves_no_step() -> None:
     render = render_textured(fitted(mesh, photos), looking_at_origin("between", (2.1, 0, 2.1), 192))
     light = linear_from_srgb(render.rgb_srgb)[..., 1]
     row = light[96][render.coverage[96] >= 1][6:-6]
-    assert row.max() - row.min() > 0.015
-    assert np.abs(np.diff(row)).max() < 0.1 * 0.3 / 4
+    difference = 0.1 * 0.3
+    assert row.max() - row.min() > 0.5 * difference
+    assert np.abs(np.diff(row)).max() < 0.35 * difference
 
 
 def test_progress_ends_at_the_total() -> None:
