@@ -70,6 +70,17 @@ def test_carving_keeps_the_holes_that_views_look_through(solid: str) -> None:
     assert np.median(np.abs(distances(mesh, solid))) < 0.02
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_thin_post_survives(bits: int) -> None:
+    """Four pixels wide in the pictures."""
+    truth = iso_surface(SOLIDS["thin_post"][0], resolution=64)
+    facts = mesh_facts(carved([seen_by(truth, camera, bits=bits) for camera in RIG], 96))
+    assert facts.components == 1
+    assert facts.genus == 0
+    assert facts.bbox_max[1] == pytest.approx(1, abs=0.03)
+    assert facts.volume == pytest.approx(mesh_facts(truth).volume, rel=0.06)
+
+
 def test_front_faces_look_outwards() -> None:
     mesh = carved([seen_by(iso_surface(SOLIDS["torus"][0]), camera) for camera in RIG])
     facts = mesh_facts(mesh)

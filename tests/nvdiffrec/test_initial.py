@@ -47,7 +47,7 @@ def test_silhouettes_alone_give_a_closed_first_surface() -> None:
 
 
 def test_floaters_are_left_out() -> None:
-    ball = scaled(iso_surface(SOLIDS["sphere"][0], resolution=24), 0.05)
+    ball = scaled(iso_surface(SOLIDS["sphere"][0], resolution=24), 0.15)
     beside = TriangleMesh(ball.vertices + np.float32([0.8, 0.8, 0.8]), ball.faces)
     body = scaled(iso_surface(SOLIDS["sphere"][0], resolution=32), 0.5)
     facts = mesh_facts(initial_surface(observed(joined(body, beside)), 64, 2000))
