@@ -24,6 +24,8 @@ from reconflow.reconstruction import Reconstruction
 
 _MISMATCH_SHARE = 0.002
 """Photos shifted against their depth renders by more than this part of their width do not match them."""
+_RECONCILING_FACTOR = 3
+"""Where they do not, the surface has farther to go: so many times the steps."""
 
 
 class NvdiffrecModel:
@@ -76,10 +78,11 @@ class NvdiffrecModel:
             on_progress(20, 1000, "carving the first surface")
             mesh = initial_surface(observations, settings.grid_resolution, settings.target_faces)
         with _timed(timings, "surface_fit"):
+            disagree = _photos_disagree(dataset, calibration)
             schedule = SurfaceSchedule(
-                steps=settings.steps,
+                steps=settings.steps * (_RECONCILING_FACTOR if disagree else 1),
                 longest_side=settings.resolution,
-                weights=RECONCILING if _photos_disagree(dataset, calibration) else AGREEING,
+                weights=RECONCILING if disagree else AGREEING,
             )
             views = list(zip(dataset.views, calibration.cameras, strict=True))
             mesh, losses = fit_surface(mesh, observations, views, schedule, part_of(on_progress, 0.1, 0.7))
@@ -94,7 +97,7 @@ class NvdiffrecModel:
         statistics: dict[str, Any] = {
             "losses": losses,
             "settings": settings.model_dump(),
-            "photos_match_depth": not _photos_disagree(dataset, calibration),
+            "photos_match_depth": not disagree,
             "texture": texture_facts,
             "atlas": vars(atlas.facts),
             "genus": mesh_facts(mesh).genus,

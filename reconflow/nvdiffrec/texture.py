@@ -7,6 +7,7 @@ match. Colours are linear light inside, sRGB at the end.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,12 +67,13 @@ def fit_texture(
     filled = _fill_unseen(mesh, texels, face_id, bary, colour, confidence[:, 0] > 0.5)
     colour = confidence * colour + (1 - confidence) * filled
     losses: list[list[float]] = []
+    evenly_trusted = [replace(view, trust=np.ones_like(view.trust)) for view in geometry]
     texture = _spread(colour, texels)
     for step in range(steps):
         residuals, loss = _residuals(_encode(mesh, atlas, texture), photos, geometry)
         losses.append([step, loss])
-        correction, _ = gather(texels, geometry, residuals, grazing_power=_FIT_POWER)
-        colour = np.clip(colour + confidence * correction, 0, 1)
+        correction, _ = gather(texels, evenly_trusted, residuals, grazing_power=_FIT_POWER)
+        colour = np.clip(colour + correction, 0, 1)
         texture = _spread(colour, texels)
         on_progress(step + 2, total, "fitting the texture")
     texture = _spread(colour, texels, finished=True)
