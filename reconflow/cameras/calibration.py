@@ -6,6 +6,7 @@ The decisions live here; the fit itself in `calibration_fit.py` (depth) and `sil
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reconflow.cameras.calibration_fit import Fit, Problem, fit, starting_scales
+from reconflow.cameras.calibration_rims import with_photo_rims
 from reconflow.cameras.calibration_views import PreparedViews, SamplePoints, prepare_views
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.cameras.fit_quality import fov_uncertainty, relative_rise, residual_summary
@@ -23,7 +25,7 @@ from reconflow.datasets.dataset import Dataset
 from reconflow.errors import CalibrationAmbiguousError, CalibrationContradictedError
 from reconflow.progress import OnProgress, ignore_progress
 
-MAX_UNCERTAINTY_DEG: Final = 0.5
+MAX_UNCERTAINTY_DEG: Final = 0.6
 """A field of view that is known less well than this (one sigma) is not known."""
 
 DECIDED_WITHIN_DEG: Final = 0.6
@@ -105,9 +107,9 @@ def calibrate(
         cameras = dataset.cameras or _rig(dataset, fov_x_rad or 0.0)
         found = _given(views, cameras)
     elif views.has_depth.sum() >= 2:
-        found = _from_depth(dataset, views)
+        found = _from_depth(dataset, views, shifts)
     else:
-        found = _from_silhouettes(dataset, views)
+        found = _from_silhouettes(dataset, views, shifts)
     on_progress(4, 4, "calibrated")
     return replace(found, photo_shifts=shifts, warnings=(*found.warnings, *_shift_warnings(dataset, shifts)))
 
@@ -121,7 +123,7 @@ def _check_names(dataset: Dataset) -> None:
         )
 
 
-def _from_depth(dataset: Dataset, views: PreparedViews) -> Calibration:
+def _from_depth(dataset: Dataset, views: PreparedViews, shifts: Sequence[PhotoShift | None]) -> Calibration:
     start_fov, start = _best_start(dataset, views)
     problem = _problem(dataset, views, start_fov, _PAIRS_FINE)
     solution = fit(problem, start.zoom, start.scales, _FINE_BLURS, fit_zoom=True)
@@ -129,15 +131,18 @@ def _from_depth(dataset: Dataset, views: PreparedViews) -> Calibration:
     sigma = fov_uncertainty(problem, solution)
     rise = relative_rise(problem, solution, DECIDED_WITHIN_DEG)
     if sigma > MAX_UNCERTAINTY_DEG or rise < LEAST_RISE:
-        return _from_both(dataset, views, fov)
+        return _from_both(dataset, views, shifts, fov)
     residuals = residual_summary(problem, solution)
     _check_violations(residuals, "The depth renders do not fit one rig of six cameras")
     return _calibration(_rig(dataset, fov), solution.scales, sigma, "depth", residuals)
 
 
-def _from_both(dataset: Dataset, views: PreparedViews, depth_fov_rad: float) -> Calibration:
+def _from_both(
+    dataset: Dataset, views: PreparedViews, shifts: Sequence[PhotoShift | None], depth_fov_rad: float
+) -> Calibration:
     """Let the silhouettes decide the field of view where overlapping depth cannot, as on bottles and boxes."""
-    found = fov_from_silhouettes(views, lambda fov: _rig(dataset, fov), _SILHOUETTE_FOVS_DEG)
+    rims = with_photo_rims(views, dataset, shifts)
+    found = fov_from_silhouettes(rims, lambda fov: _rig(dataset, fov), _SILHOUETTE_FOVS_DEG)
     cameras = _rig(dataset, math.radians(found.best))
     _check_rims(views, _rim_miss(views, cameras), "No field of view makes the six silhouettes fit one object")
     if found.sigma > MAX_SILHOUETTE_UNCERTAINTY_DEG:
@@ -148,8 +153,9 @@ def _from_both(dataset: Dataset, views: PreparedViews, depth_fov_rad: float) -> 
     return _calibration(cameras, solution.scales, found.sigma, "silhouettes", residuals)
 
 
-def _from_silhouettes(dataset: Dataset, views: PreparedViews) -> Calibration:
-    found = fov_from_silhouettes(views, lambda fov: _rig(dataset, fov), _SILHOUETTE_FOVS_DEG)
+def _from_silhouettes(dataset: Dataset, views: PreparedViews, shifts: Sequence[PhotoShift | None]) -> Calibration:
+    rims = with_photo_rims(views, dataset, shifts)
+    found = fov_from_silhouettes(rims, lambda fov: _rig(dataset, fov), _SILHOUETTE_FOVS_DEG)
     cameras = _rig(dataset, math.radians(found.best))
     residuals = {"rim_miss_px": _rim_miss(views, cameras)}
     _check_rims(views, residuals["rim_miss_px"], "No field of view makes the six silhouettes fit one object")

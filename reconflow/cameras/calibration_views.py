@@ -57,6 +57,7 @@ class PreparedViews:
         rounding: (V,) standard deviation of a stored depth as a fraction of the scale; 0 without depth.
         has_depth: (V,) bool.
         known_scale: (V,) world units of value 1 where the encoding is metric, else 0.
+        sharp: Whether `outside_px` is finer than whole pixels near the silhouettes.
     """
 
     names: tuple[str, ...]
@@ -68,6 +69,7 @@ class PreparedViews:
     rounding: NDArray[np.float64]
     has_depth: NDArray[np.bool_]
     known_scale: NDArray[np.float64]
+    sharp: bool = False
 
     def intrinsics_px(self, cameras: Sequence[PinholeCamera]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return (V, 2) focal lengths and (V, 2) principal points of cameras at the photos' size, in working pixels."""

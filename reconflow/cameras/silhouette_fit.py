@@ -24,11 +24,12 @@ FloatArray = NDArray[np.float64]
 
 _SAMPLES, _REFINEMENTS, _REACH = 96, 3, 0.8
 _WIDTH_PX: Final = 3.0
-_FLANK_PX: Final = (0.12, 0.7)
-"""Root mean square misses, pixels, between which a flank is straight: above the rims' noise, below saturation."""
+_FLANK_PX: Final = {False: (0.12, 0.7), True: (0.04, 0.3)}
+"""Root mean square misses, pixels, between which a flank is straight: above the rims' noise, below saturation. Of
+silhouettes in whole pixels, and of finer ones."""
 
-_RIM_BIAS_PX: Final = 0.06
-"""Error that all rims may share: straight edges along the pixel rows are rounded alike."""
+_RIM_BIAS_PX: Final = {False: 0.06, True: 0.02}
+"""Error that all rims may share: straight edges along the pixel rows are rounded alike; so are soft ones read wrong."""
 
 _ARCS, _RESAMPLINGS = 12, 60
 _COARSE_RIMS, _FINE_RIMS = 100, 400
@@ -56,10 +57,21 @@ def fov_from_silhouettes(
     misses = np.array([rim_misses(views, rims, cameras_of(np.radians(fov))) for fov in fovs_deg])
     saturated = _WIDTH_PX**2 * misses**2 / (_WIDTH_PX**2 + misses**2)
     start, reach = fovs_deg[np.argmin(saturated.mean(axis=1))], 2.0 * (fovs_deg[1] - fovs_deg[0])
-    rims = views.rims(_FINE_RIMS)
     fine = np.linspace(start - reach, start + reach, 21)
     fine = fine[fine > 1.0]
-    return valley(fine, np.array([rim_misses(views, rims, cameras_of(np.radians(fov))) for fov in fine]), rims)
+    if views.sharp:
+        fine = _narrowed(fine, np.array([rim_misses(views, rims, cameras_of(np.radians(fov))) for fov in fine]))
+    rims = views.rims(_FINE_RIMS)
+    misses = np.array([rim_misses(views, rims, cameras_of(np.radians(fov))) for fov in fine])
+    return valley(fine, misses, rims, sharp=views.sharp)
+
+
+def _narrowed(fovs_deg: FloatArray, misses: FloatArray) -> FloatArray:
+    """The same number of fields of view, spread over the part of a valley that is used."""
+    root = np.sqrt((_WIDTH_PX**2 * misses**2 / (_WIDTH_PX**2 + misses**2)).mean(axis=1))
+    used = np.flatnonzero(root < max(_FLANK_PX[True][1], 2.0 * root.min()))
+    low, high = max(int(used.min()) - 1, 0), min(int(used.max()) + 1, len(root) - 1)
+    return np.linspace(fovs_deg[low], fovs_deg[high], len(fovs_deg))
 
 
 def rim_misses(views: PreparedViews, rims: SamplePoints, cameras: Sequence[PinholeCamera]) -> FloatArray:
@@ -82,7 +94,7 @@ def rim_misses(views: PreparedViews, rims: SamplePoints, cameras: Sequence[Pinho
     return misses
 
 
-def valley(fovs_deg: FloatArray, misses: FloatArray, rims: SamplePoints) -> Valley:
+def valley(fovs_deg: FloatArray, misses: FloatArray, rims: SamplePoints, *, sharp: bool = False) -> Valley:
     """Locate the field of view with the fewest misses and say how well it is determined.
 
     On both sides of the truth the root of the mean squared miss rises like a straight line. The two lines, extended
@@ -92,6 +104,7 @@ def valley(fovs_deg: FloatArray, misses: FloatArray, rims: SamplePoints) -> Vall
         fovs_deg: (F,) evenly spaced fields of view.
         misses: (F, P) misses at each of them.
         rims: The P rim points.
+        sharp: Whether the silhouettes are finer than whole pixels.
     """
     cost = _WIDTH_PX**2 * misses**2 / (_WIDTH_PX**2 + misses**2)
     arcs = _arc_of(rims)
@@ -101,22 +114,22 @@ def valley(fovs_deg: FloatArray, misses: FloatArray, rims: SamplePoints) -> Vall
     random = np.random.default_rng(0)
     draws = (np.arange(count), *random.integers(0, count, (_RESAMPLINGS, count)))
     curves = (np.sqrt(by_arc[:, drawn].sum(axis=1) / sizes[drawn].sum()) for drawn in draws)
-    brackets = [_bracket(fovs_deg, curve) for curve in curves]
+    brackets = [_bracket(fovs_deg, curve, _FLANK_PX[sharp]) for curve in curves]
     low, high, slope = np.array(brackets).T
     if not np.isfinite(low[0] + high[0]) or np.mean(np.isfinite(low + high)) < 0.9:
         return Valley(float(fovs_deg[np.argmin(cost.mean(axis=1))]), np.inf)
     middle = 0.5 * (low + high)
-    spread = np.nanvar(middle[1:]) + (0.25 * (high[0] - low[0])) ** 2 + (_RIM_BIAS_PX / slope[0]) ** 2
+    spread = np.nanvar(middle[1:]) + (0.25 * (high[0] - low[0])) ** 2 + (_RIM_BIAS_PX[sharp] / slope[0]) ** 2
     return Valley(float(middle[0]), float(np.sqrt(spread)))
 
 
-def _bracket(fovs_deg: FloatArray, root: FloatArray) -> tuple[float, float, float]:
+def _bracket(fovs_deg: FloatArray, root: FloatArray, between: tuple[float, float]) -> tuple[float, float, float]:
     """Where the two flanks of a valley, extended, reach zero, and the flatter slope; NaN when a flank is missing."""
     lowest = int(np.argmin(root))
     ends, slopes = [], []
     for side in (slice(None, lowest), slice(lowest + 1, None)):
         x, y = fovs_deg[side], root[side]
-        flank = (y > _FLANK_PX[0]) & (y < _FLANK_PX[1])
+        flank = (y > between[0]) & (y < between[1])
         if flank.sum() < 2:
             return np.nan, np.nan, np.nan
         slope, offset = np.polyfit(x[flank], y[flank], 1)

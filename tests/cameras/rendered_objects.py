@@ -1,5 +1,7 @@
 """Objects with known cameras for the calibration tests: random shapes, symmetric ones, and their depth renders."""
 
+from dataclasses import replace
+
 import numpy as np
 from numba import njit
 from scipy.spatial.transform import Rotation
@@ -7,6 +9,7 @@ from skimage.measure import marching_cubes
 
 from reconflow.cameras.camera import project_points
 from reconflow.cameras.six_axis import VIEW_NAMES, six_axis_rig
+from reconflow.colour import srgb_from_linear
 from reconflow.datasets.dataset import Dataset, DatasetLayout, DepthImage, MaskSource, View
 
 
@@ -59,6 +62,19 @@ def rendered(mesh, fov_rad, distance, size, bits=8):
     depths = depth_maps(*mesh, six_axis_rig(fov_rad, distance, (size, size)))
     dataset, scales = six_view_dataset(depths, bits)
     return dataset, scales / distance
+
+
+def with_soft_photos(dataset, mesh, fov_rad, distance, samples=4):
+    """The same dataset with anti-aliased photos: each view in its own colour, mixed with white in linear light."""
+    colours = np.random.default_rng(0).uniform(0.02, 0.7, (6, 1, 1, 3))
+    height, width = dataset.views[0].image_hw
+    fine = depth_maps(*mesh, six_axis_rig(fov_rad, distance, (height * samples, width * samples)))
+    views = []
+    for view, depth, colour in zip(dataset.views, fine, colours, strict=True):
+        coverage = (depth > 0).reshape(height, samples, width, samples).mean(axis=(1, 3))[..., None]
+        linear = coverage * colour + (1.0 - coverage)
+        views.append(replace(view, rgb_srgb=np.round(255 * srgb_from_linear(linear)).astype(np.uint8)))
+    return replace(dataset, views=tuple(views))
 
 
 def fitted_to_unit_sphere(vertices):

@@ -12,12 +12,24 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from reconflow.cameras.calibration import calibrate
+from reconflow.cameras.calibration_rims import with_photo_rims
+from reconflow.cameras.calibration_views import prepare_views
 from reconflow.cameras.camera import rigid_inverse
+from reconflow.cameras.photo_alignment import PhotoShift
 from reconflow.cameras.six_axis import VIEW_NAMES, six_axis_rig
 from reconflow.datasets.dataset import Dataset, DatasetLayout, DepthEncoding, DepthImage, MaskSource, View
 from reconflow.datasets.loading import load_dataset
 from reconflow.errors import CalibrationAmbiguousError, CalibrationContradictedError, Cancelled
-from tests.cameras.rendered_objects import bottle, box, depth_maps, random_object, rendered, six_view_dataset, sphere
+from tests.cameras.rendered_objects import (
+    bottle,
+    box,
+    depth_maps,
+    random_object,
+    rendered,
+    six_view_dataset,
+    sphere,
+    with_soft_photos,
+)
 
 DATASETS = Path(__file__).parents[2] / "../shared/datasets"
 FOV, DISTANCE, SIZE = 0.8, 3.0, 128
@@ -144,6 +156,61 @@ def test_a_symmetric_object_is_recovered_or_refused_but_never_guessed(mesh, fov_
     except CalibrationAmbiguousError:
         return
     assert abs(fov_error_deg(found, fov)) < max(0.5, 3 * found.fov_uncertainty_deg)
+
+
+def soft_dataset(mesh, fov_deg, size, slack=1.2, samples=4):
+    fov = math.radians(fov_deg)
+    distance = slack / math.sin(fov / 2)
+    return with_soft_photos(rendered(mesh, fov, distance, size)[0], mesh, fov, distance, samples)
+
+
+def test_soft_edges_of_photos_decide_a_box_that_whole_pixels_cannot():
+    dataset = soft_dataset(box([1, 0.75, 0.45]), 41.3, 512)
+    found = calibrate(dataset)
+    assert found.method == "silhouettes"
+    assert found.fov_uncertainty_deg < 0.6
+    assert abs(math.degrees(found.fov_x_rad) - 41.3) < 0.5
+    white = tuple(replace(view, rgb_srgb=np.full_like(view.rgb_srgb, 255)) for view in dataset.views)
+    try:
+        blunt = calibrate(replace(dataset, views=white)).fov_uncertainty_deg
+    except CalibrationAmbiguousError as refused:
+        blunt = refused.details["silhouettes_uncertainty_deg"]
+    assert blunt > 1.5 * found.fov_uncertainty_deg
+
+
+def test_an_outline_read_from_a_photo_is_right_within_a_fiftieth_of_a_pixel():
+    dataset = soft_dataset(box([1, 0.75, 0.45]), 41.3, 128, samples=16)
+    views = with_photo_rims(prepare_views(dataset), dataset, (None,) * 6)
+    assert views.sharp
+    half_angle, distance = math.radians(41.3) / 2, 1.2 / math.sin(math.radians(41.3) / 2)
+    half = np.array([1, 0.75, 0.45]) / np.linalg.norm([1, 0.75, 0.45])
+    half_width_px = half[0] / (distance - half[2]) * 64 / math.tan(half_angle)
+    row = views.outside_px[0, 64]
+    last = int(np.flatnonzero(row < 0)[-1])
+    edge = last + 0.5 + row[last] / (row[last] - row[last + 1])
+    assert edge == pytest.approx(64 + half_width_px, abs=0.02)
+
+
+def test_a_shifted_or_unreadable_photo_leaves_the_silhouettes_alone():
+    dataset = soft_dataset(box([1, 0.75, 0.45]), 41.3, 128)
+    views = prepare_views(dataset)
+    assert with_photo_rims(views, dataset, (PhotoShift((3.0, 0.0), 1.0, 2.0),) * 6) is views
+    noise = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+    noisy = replace(dataset, views=tuple(replace(view, rgb_srgb=noise) for view in dataset.views))
+    assert with_photo_rims(views, noisy, (None,) * 6) is views
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_a_box_with_soft_photos_is_recovered_or_refused_but_never_guessed(seed):
+    random = np.random.default_rng(seed)
+    fov_deg = float(random.choice([30.0, 41.3, 60.0]))
+    dataset = soft_dataset(box(random.uniform(0.3, 1.0, 3)), fov_deg, 512, random.uniform(1.05, 1.5))
+    try:
+        found = calibrate(dataset)
+    except CalibrationAmbiguousError:
+        return
+    assert abs(math.degrees(found.fov_x_rad) - fov_deg) < max(0.5, 2 * found.fov_uncertainty_deg)
 
 
 def test_a_cube_is_solved_once_the_field_of_view_is_told():
