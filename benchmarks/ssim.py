@@ -24,12 +24,12 @@ def _cpu_seconds(work: Callable[[], float]) -> tuple[float, float]:
     return time.process_time() - start, value
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the comparison and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     rng = np.random.default_rng(0)
     first = rng.random((args.size, args.size, 3))
     second = np.clip(first + 0.1 * rng.standard_normal(first.shape), 0, 1)

@@ -61,6 +61,10 @@ class ReconflowError(Exception):
         self.suggestion = suggestion
         self.details = details
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the way between processes with code, suggestion and details."""
+        return _rebuild, (type(self), self.message, self.suggestion, self.details)
+
     def to_dict(self) -> dict[str, object]:
         """Return the error as the JSON-able object stored in `error.json`."""
         return {
@@ -70,6 +74,10 @@ class ReconflowError(Exception):
             "details": self.details,
             "retryable": self.retryable,
         }
+
+
+def _rebuild(kind: type[ReconflowError], message: str, suggestion: str, details: dict[str, object]) -> ReconflowError:
+    return kind(message, suggestion=suggestion, **details)
 
 
 class InputError(ReconflowError):

@@ -102,16 +102,17 @@ def _view_target(
     depth = resample_depth(observation, photo.camera.image_hw)
     tolerance = float(observation.half_width.max())
     pixels_per_unit = photo.camera.focal_px[0] / float(np.median(depth[depth > 0]))
+    knee = max(tolerance, 0.5 / pixels_per_unit)
     reliable = ~ndimage.binary_dilation(depth_edges(depth, photo.camera.focal_px[0]), iterations=1)
     return ViewTarget(
         coverage=photo.coverage,
         rgb_linear=rgb,
         depth=depth,
         depth_tolerance=_DEAD_ZONE * tolerance,
-        depth_knee=tolerance,
+        depth_knee=knee,
         rgb_weight=weights.rgb,
         silhouette_weight=weights.silhouette,
-        depth_weight=np.where(reliable, np.float32(weights.depth * tolerance * pixels_per_unit**2), np.float32(0)),
+        depth_weight=np.where(reliable, np.float32(weights.depth * knee * pixels_per_unit**2), np.float32(0)),
     )
 
 

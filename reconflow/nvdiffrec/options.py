@@ -59,22 +59,22 @@ class NvdiffrecOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     preset: Preset = Field(
-        Preset.STANDARD, title="Preset", description="draft, standard or high: how much work to spend."
+        default=Preset.STANDARD, title="Preset", description="draft, standard or high: how much work to spend."
     )
     steps: Annotated[int, Field(ge=0, le=20_000)] | None = Field(
-        None, title="Steps", description="Iterations of the geometry fit; a few dozen give a preview."
+        default=None, title="Steps", description="Iterations of the geometry fit; a few dozen give a preview."
     )
     resolution: Annotated[int, Field(ge=64, le=4096)] | None = Field(
-        None, title="Fit resolution", description="Longest image side the geometry is fitted at, pixels."
+        default=None, title="Fit resolution", description="Longest image side the geometry is fitted at, pixels."
     )
     texture_size: Annotated[int, Field(ge=64, le=8192)] | None = Field(
-        None, title="Texture size", description="Side of the square base-colour texture, texels."
+        default=None, title="Texture size", description="Side of the square base-colour texture, texels."
     )
     target_faces: Annotated[int, Field(ge=200, le=2_000_000)] | None = Field(
-        None, title="Face budget", description="Upper bound on the mesh's faces."
+        default=None, title="Face budget", description="Upper bound on the mesh's faces."
     )
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
-        0, title="Seed", description="Seeds every random choice; equal seeds give equal files."
+        default=0, title="Seed", description="Seeds every random choice; equal seeds give equal files."
     )
 
     def settings(self) -> FitSettings:

@@ -7,7 +7,8 @@ both are fitted in turn; small pictures first, because a colour edge pulls no fa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.datasets.dataset import View
@@ -23,8 +24,8 @@ _SHAPE_SHARE = 0.15
 """Part of the steps that fit silhouettes and depth alone."""
 _SHAPE_SIDE = 512
 """Longest side of the pictures in that part, pixels."""
-_LEVELS = ((0.25, 0.25), (0.5, 0.3), (1.0, 0.3))
-"""Per level of the part with colours: share of the longest side, share of the steps."""
+_LEVELS = ((0.25, 0.4), (0.5, 0.7), (1.0, 1.0))
+"""Per level of the part with colours: share of the longest side, share of all steps done at its end."""
 _STEPS_PER_ROUND = 100
 """After so many steps the surface is painted anew."""
 _TEXTURE_SIDE = 1024
@@ -46,13 +47,28 @@ class SurfaceSchedule:
     weights: FitWeights = AGREEING
 
 
+@dataclass(frozen=True)
+class FitLevel:
+    """A stretch of the fit whose loss values can be compared: equal pictures, equal terms.
+
+    Attributes:
+        from_step: Its first step.
+        longest_side: Of its pictures, pixels.
+        with_colour: Whether the photos' colours take part.
+    """
+
+    from_step: int
+    longest_side: int
+    with_colour: bool
+
+
 def fit_surface(
     mesh: TriangleMesh,
     observations: Sequence[SurfaceObservation],
     views: Sequence[tuple[View, PinholeCamera]],
     schedule: SurfaceSchedule,
     on_progress: OnProgress = ignore_progress,
-) -> tuple[TriangleMesh, dict[str, list[list[float]]]]:
+) -> tuple[TriangleMesh, dict[str, list[list[float]]], list[dict[str, Any]]]:
     """Fit a surface to all views.
 
     Args:
@@ -64,15 +80,19 @@ def fit_surface(
 
     Returns:
         mesh: The fitted surface, connected like `mesh`.
-        losses: Per term a list of [step, value]. The colour terms of different levels are of different pictures.
+        losses: Per term a list of [step, value]. Values of different levels are of different pictures.
+        levels: Where the levels begin: the fields of `FitLevel`, by ascending step.
     """
     losses: dict[str, list[list[float]]] = {}
+    levels: list[FitLevel] = []
     done = 0
 
     def run(steps: int, longest_side: int, *, with_colour: bool) -> None:
         nonlocal mesh, done
         if steps == 0:
             return
+        if not levels or (levels[-1].longest_side, levels[-1].with_colour) != (longest_side, with_colour):
+            levels.append(FitLevel(done, longest_side, with_colour))
         photos = [prepare_photo(view, camera, longest_side) for view, camera in views]
         weights = schedule.weights if with_colour else AGREEING
         painted = None
@@ -93,11 +113,11 @@ def fit_surface(
         mesh, done = fit.mesh, done + steps
 
     run(round(_SHAPE_SHARE * schedule.steps), min(_SHAPE_SIDE, schedule.longest_side), with_colour=False)
-    for side_share, step_share in _LEVELS:
+    for side_share, share_until in _LEVELS:
         longest_side = max(64, round(side_share * schedule.longest_side))
-        for steps in _rounds(round(step_share * schedule.steps)):
+        for steps in _rounds(round(share_until * schedule.steps) - done):
             run(steps, longest_side, with_colour=True)
-    return mesh, losses
+    return mesh, losses, [asdict(level) for level in levels]
 
 
 def _rounds(steps: int) -> list[int]:

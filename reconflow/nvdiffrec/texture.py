@@ -42,6 +42,8 @@ def fit_texture(
     size: int,
     steps: int,
     on_progress: OnProgress = ignore_progress,
+    *,
+    every_pixel_counts: bool = False,
 ) -> tuple[TexturedMesh, dict[str, Any]]:
     """Paint an unwrapped mesh so that its renders match the photos.
 
@@ -52,6 +54,9 @@ def fit_texture(
         size: Side of the texture, texels.
         steps: Correction passes through the renderer.
         on_progress: Receiver of progress.
+        every_pixel_counts: Whether the corrections trust pixels at depth edges and grazing views like all others. It
+            brings the renders closer to photos that disagree with each other; where they agree it only adds noise
+            from the rims.
 
     Returns:
         textured: The painted mesh.
@@ -67,13 +72,16 @@ def fit_texture(
     filled = _fill_unseen(mesh, texels, face_id, bary, colour, confidence[:, 0] > 0.5)
     colour = confidence * colour + (1 - confidence) * filled
     losses: list[list[float]] = []
-    evenly_trusted = [replace(view, trust=np.ones_like(view.trust)) for view in geometry]
+    correcting, share = geometry, confidence
+    if every_pixel_counts:
+        correcting = [replace(view, trust=np.ones_like(view.trust)) for view in geometry]
+        share = np.ones_like(confidence)
     texture = _spread(colour, texels)
     for step in range(steps):
         residuals, loss = _residuals(_encode(mesh, atlas, texture), photos, geometry)
         losses.append([step, loss])
-        correction, _ = gather(texels, evenly_trusted, residuals, grazing_power=_FIT_POWER)
-        colour = np.clip(colour + correction, 0, 1)
+        correction, _ = gather(texels, correcting, residuals, grazing_power=_FIT_POWER)
+        colour = np.clip(colour + share * correction, 0, 1)
         texture = _spread(colour, texels)
         on_progress(step + 2, total, "fitting the texture")
     texture = _spread(colour, texels, finished=True)
