@@ -28,7 +28,7 @@ _FLANK_PX: Final = {False: (0.12, 0.7), True: (0.04, 0.3)}
 """Root mean square misses, pixels, between which a flank is straight: above the rims' noise, below saturation. Of
 silhouettes in whole pixels, and of finer ones."""
 
-_RIM_BIAS_PX: Final = {False: 0.06, True: 0.02}
+_RIM_BIAS_PX: Final = {False: 0.06, True: 0.015}
 """Error that all rims may share: straight edges along the pixel rows are rounded alike; so are soft ones read wrong."""
 
 _ARCS, _RESAMPLINGS = 12, 60
