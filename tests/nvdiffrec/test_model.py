@@ -118,6 +118,17 @@ def test_the_result_carries_its_cameras_and_facts_without_times() -> None:
     assert all(seconds >= 0 for seconds in result.timings_s.values())
 
 
+def test_the_levels_of_the_fit_stand_beside_its_losses() -> None:
+    statistics = quick_result().statistics
+    levels = statistics["surface_levels"]
+    starts = [level["from_step"] for level in levels]
+    assert starts == sorted(set(starts))
+    assert starts[0] == 0
+    assert [level["with_colour"] for level in levels] == sorted(level["with_colour"] for level in levels)
+    colours_from = next(level["from_step"] for level in levels if level["with_colour"])
+    assert all((value > 0) == (step >= colours_from) for step, value in statistics["losses"]["rgb"])
+
+
 def test_progress_never_runs_backwards_and_ends_at_the_total() -> None:
     told: list[tuple[int, int, str]] = []
     dataset, found = photographed(kettle(), rig(SIZE))
