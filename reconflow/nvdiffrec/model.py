@@ -91,7 +91,13 @@ class NvdiffrecModel:
             atlas = unwrap(mesh, settings.texture_size)
             on_progress(750, 1000, "unwrapping the surface")
             painted, texture_facts = fit_texture(
-                mesh, atlas, photos, settings.texture_size, settings.texture_steps, part_of(on_progress, 0.75, 1.0)
+                mesh,
+                atlas,
+                photos,
+                settings.texture_size,
+                settings.texture_steps,
+                part_of(on_progress, 0.75, 1.0),
+                every_pixel_counts=disagree,
             )
         losses["texture_rgb_mse"] = texture_facts.pop("rgb_mse")
         statistics: dict[str, Any] = {
@@ -124,10 +130,11 @@ def _photos(dataset: Dataset, calibration: Calibration, longest_side: int) -> li
 
 
 def _photos_disagree(dataset: Dataset, calibration: Calibration) -> bool:
-    """Tell whether any photo is shifted against its own depth render."""
+    """Tell whether any photo is shifted against its own depth render, as far as that could be measured."""
+    widths = (view.image_hw[1] for view in dataset.views)
     return any(
-        shift is not None and max(map(abs, shift.shift_px)) > _MISMATCH_SHARE * view.image_hw[1]
-        for view, shift in zip(dataset.views, calibration.photo_shifts, strict=True)
+        shift is not None and max(map(abs, shift.shift_px)) > _MISMATCH_SHARE * width
+        for width, shift in zip(widths, calibration.photo_shifts, strict=False)
     )
 
 

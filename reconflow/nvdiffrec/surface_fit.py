@@ -24,8 +24,8 @@ _SHAPE_SHARE = 0.15
 """Part of the steps that fit silhouettes and depth alone."""
 _SHAPE_SIDE = 512
 """Longest side of the pictures in that part, pixels."""
-_LEVELS = ((0.25, 0.25), (0.5, 0.3), (1.0, 0.3))
-"""Per level of the part with colours: share of the longest side, share of the steps."""
+_LEVELS = ((0.25, 0.4), (0.5, 0.7), (1.0, 1.0))
+"""Per level of the part with colours: share of the longest side, share of all steps done at its end."""
 _STEPS_PER_ROUND = 100
 """After so many steps the surface is painted anew."""
 _TEXTURE_SIDE = 1024
@@ -113,9 +113,9 @@ def fit_surface(
         mesh, done = fit.mesh, done + steps
 
     run(round(_SHAPE_SHARE * schedule.steps), min(_SHAPE_SIDE, schedule.longest_side), with_colour=False)
-    for side_share, step_share in _LEVELS:
+    for side_share, share_until in _LEVELS:
         longest_side = max(64, round(side_share * schedule.longest_side))
-        for steps in _rounds(round(step_share * schedule.steps)):
+        for steps in _rounds(round(share_until * schedule.steps) - done):
             run(steps, longest_side, with_colour=True)
     return mesh, losses, [asdict(level) for level in levels]
 
