@@ -84,7 +84,11 @@ class ManifestFacts(BaseModel, frozen=True, extra="forbid"):
     world_up: str = Field(default="+y", description="The up axis of the supplied cameras' world.")
     options: dict[str, Any] = Field(description="The options of the run, all of them.")
     seed: int = Field(description="The seed of every random choice.")
-    engines: dict[str, str] = Field(description="Which engine did what, e.g. rendering: cpu.")
+    engines: dict[str, str] = Field(description="Which engine did what, e.g. device: cpu, rendering: numba.")
+    photo_shifts: dict[str, tuple[float, float]] = Field(
+        default_factory=dict,
+        description="By view, how far the photo lies off its depth render: right, down, pixels; where measured.",
+    )
     dataset_name: str = Field(description="The input folder's name.")
     dataset_digest: str = Field(description="SHA-256 over the input's content.")
     input_hashes: dict[str, str] = Field(description="SHA-256 of every input file.")
@@ -204,7 +208,7 @@ def _expect_results(layout: RunLayout) -> None:
     if missing:
         raise IncompleteResultsError(
             f"The result lacks {', '.join(missing)}.",
-            suggestion="Run the reconstruction again; finished stages are kept.",
+            suggestion="Run the reconstruction again.",
             missing=missing,
         )
 
