@@ -6,6 +6,7 @@ their dataset, never internal paths); the suggestion says what to do; the detail
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import ClassVar
 
@@ -78,6 +79,16 @@ class ReconflowError(Exception):
 
 def _rebuild(kind: type[ReconflowError], message: str, suggestion: str, details: dict[str, object]) -> ReconflowError:
     return kind(message, suggestion=suggestion, **details)
+
+
+def fault_sentence(fault: Mapping[str, object]) -> str:
+    """Say one entry of `details["faults"]` to a person: which file, and what is wrong with it.
+
+    Args:
+        fault: With `file`, or None there, and `message`.
+    """
+    file, message = fault["file"], str(fault["message"])
+    return message if file is None or str(file) in message else f"{file}: {message}"
 
 
 class InputError(ReconflowError):

@@ -15,7 +15,7 @@ from reconflow.datasets.dataset import Dataset, DatasetLayout, View
 from reconflow.datasets.files import DatasetFolder, dataset_digest, shown
 from reconflow.datasets.layout import DatasetPlan, ViewFiles, plan_dataset
 from reconflow.datasets.limits import MAX_TOTAL_BYTES, MAX_TOTAL_PIXELS, MEBIBYTE
-from reconflow.datasets.report import Fault, ValidationReport, ViewFacts
+from reconflow.datasets.report import Fault, ValidationReport, ViewFacts, merged_notes
 from reconflow.datasets.view_reading import SurveyedFile, collecting, read_view, survey_file
 from reconflow.errors import ErrorCode, InputError
 
@@ -45,14 +45,34 @@ def load_dataset(root: Path) -> Dataset:
     return dataset
 
 
+def has_evident_faults(root: Path) -> bool:
+    """Whether names, links, sizes or headers alone rule a dataset out; decodes no picture.
+
+    Args:
+        root: As for `validate_dataset`, which then says what is wrong.
+    """
+    try:
+        folder = DatasetFolder.open(root)
+        plan = plan_dataset(folder)
+    except InputError:
+        return True
+    _surveyed(folder, plan)
+    return bool(plan.faults)
+
+
+def _surveyed(folder: DatasetFolder, plan: DatasetPlan) -> tuple[dict[str, int], dict[str, SurveyedFile]]:
+    """Return the files' sizes and headers, as far as the limits allow; faults go to the plan."""
+    sizes = _measure(folder, plan)
+    return sizes, {} if _is_oversized(plan, sizes) else _survey(folder, plan, sizes)
+
+
 def _examine(root: Path, *, keep: bool) -> tuple[ValidationReport, Dataset | None]:
     try:
         folder = DatasetFolder.open(root)
         plan = plan_dataset(folder)
     except InputError as error:
         return ValidationReport(shown(root.name), None, faults=(Fault.from_error(error),)), None
-    sizes = _measure(folder, plan)
-    survey = {} if _is_oversized(plan, sizes) else _survey(folder, plan, sizes)
+    sizes, survey = _surveyed(folder, plan)
     views, facts, traits = [], [], list[ViewTraits]()
     cameras: list[PinholeCamera] = []
     if not _has_too_many_pixels(plan, survey):
@@ -158,7 +178,7 @@ def _report(
         layout=plan.layout,
         views=facts,
         faults=tuple(dict.fromkeys(plan.faults)),
-        warnings=tuple(dict.fromkeys(plan.warnings)),
+        warnings=merged_notes(plan.warnings, [view.name for view in plan.views]),
         cameras_given=plan.cameras_given,
         world_up=plan.world_up,
         total_bytes=total_bytes,

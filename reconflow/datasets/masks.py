@@ -65,7 +65,9 @@ def object_mask(photo: Photo, mask_file: NDArray[np.uint8] | None, depth: DepthI
         if removed_px:
             notes.append(f"{view}: {removed_px} stray pixels of the depth render, far from the object, are not used.")
         return ObjectMask(coverage_at(kept, photo.rgb_srgb.shape[:2]), MaskSource.DEPTH, tuple(notes))
-    notes.append(f"{view}: the mask was estimated from the background's colour; check it in the preview.")
+    notes.append(
+        f"{view}: the mask was estimated from the background's colour; shadows and pale parts may be wrong in it."
+    )
     return ObjectMask(mask_from_background(photo.rgb_srgb, view), MaskSource.BACKGROUND, tuple(notes))
 
 

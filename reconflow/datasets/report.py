@@ -135,6 +135,29 @@ class ValidationReport:
             raise error_of_faults(self.name, self.faults)
 
 
+def merged_notes(notes: Iterable[str], views: Iterable[str]) -> tuple[str, ...]:
+    """Say once what several views have in common, where it first stood; drop what is said twice.
+
+    Args:
+        notes: Sentences; those about one view begin with its name and a colon.
+        views: The views' names, in their order.
+    """
+    views = tuple(views)
+    about: dict[str, list[str]] = {}
+    for note in dict.fromkeys(notes):
+        view, colon, text = note.partition(": ")
+        whose = about.setdefault(text, []) if colon and view in views else about.setdefault(note, [])
+        if colon and view in views:
+            whose.append(view)
+    return tuple(_note(text, whose, views) for text, whose in about.items())
+
+
+def _note(text: str, whose: list[str], views: tuple[str, ...]) -> str:
+    if not whose:
+        return text
+    return f"{'all views' if 1 < len(whose) == len(views) else ', '.join(whose)}: {text}"
+
+
 def error_of_faults(name: str, faults: Iterable[Fault]) -> InputError:
     """Build the one error that stands for all faults of a dataset.
 
