@@ -23,7 +23,7 @@ from rich.console import Console
 import reconflow
 from flows.console import show_error, show_summary, show_validation, showing_progress
 from reconflow.datasets.files import DatasetFolder
-from reconflow.errors import Cancelled, ReconflowError
+from reconflow.errors import Cancelled, ReconflowError, ValidationFailedError
 from reconflow.nvdiffrec.options import Preset
 from reconflow.progress import OnProgress
 from reconflow.request import ModelName, RunRequest, make_request
@@ -32,6 +32,18 @@ from reconflow.storage import LocalStore
 
 EXIT_FAILED = 1
 EXIT_CANCELLED = 130
+SPELLED = {
+    "dataset": "DATASET",
+    "out": "--out",
+    "seed": "--seed",
+    "steps": "--steps",
+    "resolution": "--resolution",
+    "texture_size": "--texture-size",
+    "target_faces": "--faces",
+    "fov_deg": "--fov",
+    "object_size_m": "--object-size",
+}
+"""How the command line writes the fields of a request."""
 
 app = typer.Typer(
     add_completion=False,
@@ -43,8 +55,13 @@ app = typer.Typer(
 
 @app.command("run")
 def run_command(
-    dataset: Annotated[Path, typer.Argument(help="Folder with multi_views/ and depth_renders/, or a transforms.json.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Results go to runs/<run id> in this folder.")] = Path("out"),
+    dataset: Annotated[
+        str,
+        typer.Argument(metavar="DATASET", help="Folder with multi_views/ and depth_renders/, or a transforms.json."),
+    ],
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="PATH", help="Results go to runs/<run id> in this folder.")
+    ] = "out",
     preset: Annotated[Preset, typer.Option(help="How much work to spend.")] = Preset.STANDARD,
     model: Annotated[ModelName, typer.Option(help="Which reconstruction model runs.")] = ModelName.NVDIFFREC,
     seed: Annotated[int, typer.Option(help="Seeds every random choice.")] = 0,
@@ -60,16 +77,16 @@ def run_command(
 ) -> None:
     """Reconstruct one object."""
     console = Console(stderr=True)
-    with reporting_errors(console, as_json=as_json, traceback=show_traceback):
+    with reporting_errors(console, as_json=as_json, traceback=show_traceback, out=out):
         request = make_request(
-            dataset=str(dataset), out=str(out), preset=preset, model=model, seed=seed, steps=steps,
+            SPELLED, dataset=dataset, out=out, preset=preset, model=model, seed=seed, steps=steps,
             resolution=resolution, texture_size=texture_size, target_faces=faces, fov_deg=fov,
             object_size_m=object_size,
         )  # fmt: skip
-        DatasetFolder.open(dataset)
-        LocalStore(out.expanduser()).prepare()
-        title = f"{dataset.resolve().name} · {model} · {preset}"
-        with showing_progress(console, title) as report, stopping_between_steps(console, report) as on_progress:
+        DatasetFolder.open(Path(dataset))
+        LocalStore(Path(out).expanduser()).prepare()
+        title = f"{Path(dataset).resolve().name} · {model} · {preset}"
+        with showing_progress(console, title, preset) as report, stopping_between_steps(console, report) as on_progress:
             report(0, 1, "starting")
             summary = run_flow(request, on_progress) if use_prefect else run_plainly(request, on_progress)
     if as_json:
@@ -80,34 +97,37 @@ def run_command(
 
 @app.command("validate")
 def validate_command(
-    dataset: Annotated[Path, typer.Argument(help="The dataset's folder.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset's folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on standard output.")] = False,  # noqa: FBT002
 ) -> None:
     """Check a dataset without reconstructing it."""
     console = Console(stderr=True)
     from reconflow.datasets.loading import validate_dataset
 
-    report = validate_dataset(dataset)
+    with reporting_errors(console, as_json=as_json):
+        expect_given("DATASET", dataset)
+        report = validate_dataset(Path(dataset))
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2, sort_keys=True))
-    else:
-        show_validation(console, report.to_dict())
+        raise typer.Exit(0 if report.ok else EXIT_FAILED)
+    show_validation(console, report.to_dict())
     with reporting_errors(console):
         report.raise_faults()
-    if not as_json:
-        console.print("[green]The dataset can be used.[/green]")
+    console.print("[green]The dataset can be used.[/green]")
 
 
 @app.command("history")
 def history_command(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder that holds the results.")] = Path("out"),
-    port: Annotated[int, typer.Option(help="Where the page is served on this machine.")] = 4200,
+    out: Annotated[str, typer.Option("--out", "-o", metavar="PATH", help="The folder that holds the results.")] = "out",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the page is served on this machine.")] = 4200,
 ) -> None:
-    """Show the runs stored in a folder in Prefect's web page, until Ctrl-C."""
+    """Show the runs that Prefect did for a folder in its web page, until Ctrl-C."""
     from flows.embedded import serve_history
 
-    with reporting_errors(Console(stderr=True)):
-        serve_history(out.expanduser() / ".prefect", port)
+    console = Console(stderr=True)
+    with reporting_errors(console):
+        expect_given("--out", out)
+        serve_history(Path(out).expanduser(), port, lambda line: console.print(line, highlight=False))
 
 
 @app.command("doctor")
@@ -124,9 +144,15 @@ def doctor_command(
 
 
 def run_flow(request: RunRequest, on_progress: OnProgress) -> RunSummary:
-    """Run the flow `reconstruct` in this process, on the configured Prefect server or on an embedded one."""
-    from flows.embedded import EmbeddedServer, is_server_configured
+    """Run the flow `reconstruct` in this process, on the configured Prefect server or on an embedded one.
 
+    A dataset that is evidently unusable gets no embedded server: the same stages refuse it at once.
+    """
+    from flows.embedded import EmbeddedServer, is_server_configured
+    from reconflow.datasets.loading import has_evident_faults
+
+    if not is_server_configured() and has_evident_faults(Path(request.dataset)):
+        return run_plainly(request, on_progress)
     server = None if is_server_configured() else EmbeddedServer(Path(request.out).expanduser() / ".prefect")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     with server or nullcontext():
@@ -145,8 +171,10 @@ def run_plainly(request: RunRequest, on_progress: OnProgress) -> RunSummary:
 
 
 @contextmanager
-def reporting_errors(console: Console, *, as_json: bool = False, traceback: bool = False) -> Iterator[None]:
-    """Turn a failure of the body into a panel (or JSON) and an exit code, without a traceback."""
+def reporting_errors(
+    console: Console, *, as_json: bool = False, traceback: bool = False, out: str | None = None
+) -> Iterator[None]:
+    """Turn a failure of the body into a panel, or into JSON instead, and an exit code, without a traceback."""
     try:
         yield
     except ReconflowError as error:
@@ -154,11 +182,22 @@ def reporting_errors(console: Console, *, as_json: bool = False, traceback: bool
             typer.echo(json.dumps({"error": error.to_dict()}, indent=2, sort_keys=True))
         if traceback:
             typer.echo("".join(format_exception(error)), err=True)
-        show_error(console, error)
+        if not as_json:
+            show_error(console, error, out)
         raise typer.Exit(EXIT_CANCELLED if isinstance(error, Cancelled) else EXIT_FAILED) from None
     except KeyboardInterrupt:
         console.print("Stopped.")
         raise typer.Exit(EXIT_CANCELLED) from None
+
+
+def expect_given(name: str, value: str) -> None:
+    """Return when a path was given.
+
+    Raises:
+        ValidationFailedError: It is empty.
+    """
+    if not value:
+        raise ValidationFailedError(f"{name} is empty.", suggestion="Name a folder.", options=[name])
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console, Group
@@ -17,27 +18,33 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from reconflow.errors import ReconflowError
+from reconflow.errors import ReconflowError, fault_sentence
+from reconflow.nvdiffrec.options import Preset
 from reconflow.progress import OnProgress
 from reconflow.stage_results import RunSummary
+from reconflow.stage_spans import stage_span
 
 LINE_INTERVAL_S: Final = 10.0
-MIN_FRACTION: Final = 0.15
-"""Below it, too little of the main stage is done to tell how long the rest takes."""
+MIN_INFERRED: Final = 0.1
+"""Below this fraction of `infer`, too little of it is done to tell how long the rest takes."""
 _TOTAL: Final = 1000
 _MAX_FAULTS: Final = 20
 _STATUS_STYLE: Final = {"normal": "green", "warning": "yellow", "failure": "red"}
 
 
 class Forecast:
-    """Time left, judged by the progress since the work began; starting up and the first stages tell too little.
+    """Time left, judged by the progress since `infer` began; what comes before it tells nothing of its pace.
 
     Args:
+        preset: How much work the run spends, which decides what part of it is `infer`.
         clock: Seconds, monotonic.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, preset: Preset, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._start, stop = stage_span("infer", preset)
+        self._told_from = self._start + MIN_INFERRED * (stop - self._start)
+        self._began_at = 0.0
         self._began_s: float | None = None
         self._ends_s: float | None = None
         self._fraction = 0.0
@@ -45,10 +52,11 @@ class Forecast:
     def note(self, step: int, total: int) -> None:
         """Take note of the progress of the whole run."""
         fraction, now_s = step / max(total, 1), self._clock()
-        if self._began_s is None and fraction > 0:
-            self._began_s = now_s
-        if self._began_s is not None and fraction >= MIN_FRACTION and fraction != self._fraction:
-            self._ends_s = self._began_s + (now_s - self._began_s) / fraction
+        if self._began_s is None and fraction >= self._start:
+            self._began_s, self._began_at = now_s, fraction
+        elif self._began_s is not None and fraction >= self._told_from and fraction != self._fraction:
+            pace_s = (now_s - self._began_s) / (fraction - self._began_at)
+            self._ends_s = now_s + (1.0 - fraction) * pace_s
         self._fraction = fraction
 
     def remaining_s(self) -> float | None:
@@ -75,14 +83,15 @@ class LineReporter:
 
     Args:
         console: Where the lines go.
+        preset: How much work the run spends.
         clock: Seconds, monotonic.
     """
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, console: Console, preset: Preset, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
         self._started_s = clock()
-        self._forecast = Forecast(clock)
+        self._forecast = Forecast(preset, clock)
         self._printed_s = float("-inf")
         self._work = ""
 
@@ -100,18 +109,19 @@ class LineReporter:
 
 
 @contextmanager
-def showing_progress(console: Console, title: str) -> Iterator[OnProgress]:
+def showing_progress(console: Console, title: str, preset: Preset) -> Iterator[OnProgress]:
     """Show a bar with the time left on a terminal, plain lines elsewhere.
 
     Args:
         console: Where it is shown.
         title: What is being done.
+        preset: How much work the run spends.
     """
     if not console.is_terminal:
         console.print(title, highlight=False)
-        yield LineReporter(console)
+        yield LineReporter(console, preset)
         return
-    forecast = Forecast()
+    forecast = Forecast(preset)
     columns = (
         TextColumn("[bold]{task.fields[title]}"),
         BarColumn(),
@@ -129,8 +139,14 @@ def showing_progress(console: Console, title: str) -> Iterator[OnProgress]:
         yield report
 
 
-def show_error(console: Console, error: ReconflowError) -> None:
-    """Show a failure: what, the faults one by one, and the way out."""
+def show_error(console: Console, error: ReconflowError, out: str | None = None) -> None:
+    """Show a failure: what, the faults one by one, the way out, and the report if there is one.
+
+    Args:
+        console: Where it is shown.
+        error: The failure.
+        out: The folder for results as the user wrote it.
+    """
     parts: list[Any] = []
     faults = error.details.get("faults")
     if isinstance(faults, list) and len(faults) > 1:
@@ -141,6 +157,11 @@ def show_error(console: Console, error: ReconflowError) -> None:
     else:
         parts.append(Text(error.message))
     parts += [Text(""), Text.assemble(("What to do: ", "bold"), error.suggestion)]
+    if out is not None and "report" in error.details:
+        parts += [
+            Text.assemble(("Run: ", "bold"), str(error.details["run_id"])),
+            Text.assemble(("Report: ", "bold"), str(Path(out) / str(error.details["report"])), overflow="fold"),
+        ]
     console.print(Panel(Group(*parts), title=Text(str(error.code), "bold red"), title_align="left", border_style="red"))
 
 
@@ -160,7 +181,7 @@ def show_summary(console: Console, summary: RunSummary) -> None:
 
 
 def show_validation(console: Console, report: dict[str, Any]) -> None:
-    """Show what validation found out about a dataset."""
+    """Show what validation found out about a dataset: a row per view that was read, and what is unusual."""
     table = Table(title=f"{report['name']}: {report['layout'] or 'unknown layout'}", title_justify="left")
     for column in ("view", "photo", "object", "mask from", "depth"):
         table.add_column(column)
@@ -173,11 +194,11 @@ def show_validation(console: Console, report: dict[str, Any]) -> None:
             view["mask_source"] or "",
             f"{depth[1]} × {depth[0]}, {view['depth_bits']} bit" if depth else "none",
         )
-    console.print(table)
+    if report["views"]:
+        console.print(table)
     for warning in report["warnings"]:
         console.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
 
 
 def _fault_row(fault: dict[str, Any]) -> Padding:
-    line = Text.assemble((f"{fault['code']} ", "red"), (f"{fault['file'] or 'dataset'}: ", "bold"), fault["message"])
-    return Padding(line, (0, 0, 0, 2))
+    return Padding(Text.assemble((f"{fault['code']} ", "red"), fault_sentence(fault)), (0, 0, 0, 2))

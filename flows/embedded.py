@@ -12,14 +12,17 @@ import json
 import os
 import queue
 import secrets
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from reconflow.errors import JobNotFoundError, ServerUnreachableError
+from reconflow.storage import LocalStore
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
@@ -159,17 +162,49 @@ def _import_path() -> str:
     return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
 
 
-def serve_history(home: Path, port: int) -> None:
+def serve_history(out: Path, port: int, tell: Callable[[str], None]) -> None:
     """Serve Prefect's web page over the history of embedded runs until it is interrupted.
 
     Args:
-        home: The embedded home, `<out>/.prefect`.
+        out: The folder that holds the results.
         port: On the loopback address.
+        tell: Told where the page is.
 
     Raises:
         JobNotFoundError: There is no history.
+        ServerUnreachableError: The page cannot be served.
     """
+    home = out / ".prefect"
     if not home.is_dir():
-        raise JobNotFoundError("There are no runs in that folder.", suggestion="Give the --out folder of a run.")
+        raise _no_history(len(LocalStore(out).run_ids()))
+    _expect_free(port)
+    tell(f"Starting the run history of {out}: http://127.0.0.1:{port} (Ctrl-C ends it)")
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    subprocess.run(command, env={**os.environ, **client_settings(home.resolve())}, check=False)  # noqa: S603
+    environment = {**os.environ, **client_settings(home.resolve())}
+    ended = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)  # noqa: S603
+    if ended.returncode > 0:
+        raise ServerUnreachableError(
+            "Prefect's server ended by itself.", suggestion="See what it printed above, or choose another --port."
+        )
+
+
+def _no_history(runs: int) -> JobNotFoundError:
+    if runs == 0:
+        return JobNotFoundError("There are no runs in that folder.", suggestion="Give the --out folder of a run.")
+    return JobNotFoundError(
+        f"That folder holds {runs} {'run' if runs == 1 else 'runs'}, but none was done by Prefect, which keeps the "
+        "history.",
+        suggestion="Open report.html or error.json in runs/<run id>; leave out --no-prefect to have a history.",
+        runs=runs,
+    )
+
+
+def _expect_free(port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ServerUnreachableError(
+                f"Port {port} cannot be used ({error.strerror}).", suggestion="Choose another --port."
+            ) from error

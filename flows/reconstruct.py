@@ -61,7 +61,7 @@ def reconstruct(params: RunRequest) -> dict[str, Any] | State[Any]:
     pipeline.prepare(run)
     outcomes = StageOutcomes()
     try:
-        with reporting_run(f"{params.model}-progress", f"{params.model} on its way"):
+        with reporting_run(params, f"{params.model} on its way"):
             return _run_stages(run, outcomes)
     except (KeyboardInterrupt, TerminationSignal):
         pipeline.record_failure(run, outcomes, pipeline.interruption(), _orchestration())
@@ -87,7 +87,7 @@ def _run_stages(run: RunRef, outcomes: StageOutcomes) -> dict[str, Any]:
     outcomes.quality = stages.quality(run, dataset, cameras, inferred)
     outcomes.preview = stages.preview(run, inferred)
     outcomes.package = stages.package(run, outcomes, _orchestration())
-    pipeline.raise_quality_failure(outcomes)
+    pipeline.raise_quality_failure(run, outcomes)
     return pipeline.summarise(run, outcomes).model_dump(mode="json")
 
 

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -68,17 +68,8 @@ from reconflow.stage_results import (
     StageClock,
     StageResult,
 )
+from reconflow.stage_spans import stage_span
 from reconflow.storage import Workspace, open_store
-
-_WEIGHTS: Final = {
-    "validate": 2,
-    "transforms": 6,
-    "load": 4,
-    "infer": 66,
-    "quality": 8,
-    "preview": 9,
-    "package": 5,
-}
 
 
 class RunRef(BaseModel, frozen=True, extra="forbid"):
@@ -105,13 +96,6 @@ class StageOutcomes:
         """Return the results that there are, in the order of the stages."""
         results = (getattr(self, field.name) for field in fields(self))
         return [result for result in results if result is not None]
-
-
-def stage_span(stage: str) -> tuple[float, float]:
-    """Return the fractions of the whole run at which a stage begins and ends, by experience."""
-    names, total = list(_WEIGHTS), sum(_WEIGHTS.values())
-    before = sum(_WEIGHTS[name] for name in names[: names.index(stage)])
-    return before / total, (before + _WEIGHTS[stage]) / total
 
 
 def layout_of(run: RunRef) -> RunLayout:
@@ -191,6 +175,9 @@ def transforms(run: RunRef, dataset: DatasetResult, on_progress: OnProgress = ig
         fov_uncertainty_deg=calibration.fov_uncertainty_deg,
         confidence=calibration.confidence,
         warnings=calibration.warnings,
+        photo_shifts_px={
+            name: shift.shift_px for name, shift in zip(dataset.views, calibration.photo_shifts, strict=False) if shift
+        },
     )
 
 
@@ -334,7 +321,7 @@ def package(
         raise IncompleteResultsError("A stage has not run yet.", suggestion="Run the stages in their order.")
     layout, progress = layout_of(run), named(on_progress, "package")
     facts = RunFacts(run.request, outcomes.done(), orchestration or {})
-    failure = _quality_failure(outcomes.quality)
+    failure = _quality_failure(layout, outcomes.quality)
     status = RunStatus.FAILED if failure else RunStatus.COMPLETED
     progress(0, 3, "writing the report")
     write_run_report(
@@ -345,6 +332,7 @@ def package(
         _reconstruction(run, outcomes.infer),
         QualityReport.model_validate_json(resolve(outcomes.quality.file, layout.root).read_bytes()),
         ScaleSource(outcomes.infer.frame["source"]),
+        clock.record,
     )
     progress(1, 3, "writing the package")
     if failure is not None:
@@ -361,13 +349,13 @@ def package(
     )
 
 
-def raise_quality_failure(outcomes: StageOutcomes) -> None:
+def raise_quality_failure(run: RunRef, outcomes: StageOutcomes) -> None:
     """Raise when the measured quality is below the thresholds; everything has been stored by then.
 
     Raises:
         QualityThresholdError: It is.
     """
-    failure = None if outcomes.quality is None else _quality_failure(outcomes.quality)
+    failure = None if outcomes.quality is None else _quality_failure(layout_of(run), outcomes.quality)
     if failure is not None:
         raise failure
 
@@ -454,7 +442,7 @@ def run_pipeline(request: RunRequest, on_progress: OnProgress = ignore_progress)
     run, outcomes = RunRef(run_id=new_run_id(), request=request), StageOutcomes()
 
     def heard(stage: str) -> OnProgress:
-        return part_of(on_progress, *stage_span(stage))
+        return part_of(on_progress, *stage_span(stage, request.preset))
 
     prepare(run)
     try:
@@ -465,7 +453,7 @@ def run_pipeline(request: RunRequest, on_progress: OnProgress = ignore_progress)
         outcomes.quality = quality(run, dataset, cameras, inferred, heard("quality"))
         outcomes.preview = preview(run, inferred, heard("preview"))
         outcomes.package = package(run, outcomes, heard("package"))
-        raise_quality_failure(outcomes)
+        raise_quality_failure(run, outcomes)
         return summarise(run, outcomes)
     except KeyboardInterrupt:
         record_failure(run, outcomes, interruption())
@@ -511,12 +499,14 @@ def _reconstruction(run: RunRef, ref: InferResult) -> Reconstruction:
     return load_reconstruction(resolve(ref.file, workspace_of(run).work))
 
 
-def _quality_failure(measured: QualityResult) -> QualityThresholdError | None:
+def _quality_failure(layout: RunLayout, measured: QualityResult) -> QualityThresholdError | None:
     if measured.status != "failure":
         return None
     return QualityThresholdError(
         f"The result is stored, but its quality is below the thresholds. {' '.join(measured.reasons)}",
         suggestion="Look at the report; better pictures, a given field of view or a higher preset may help.",
+        run_id=layout.run_id,
+        report=layout.report.relative_to(layout.root.parents[1]).as_posix(),
         psnr_db=measured.psnr_db,
         ssim=measured.ssim,
     )

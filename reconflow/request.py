@@ -5,8 +5,10 @@ Imports nothing heavy, so that a command line can refuse bad options at once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -81,8 +83,12 @@ class RunRequest(BaseModel):
         )
 
 
-def make_request(**values: Any) -> RunRequest:
+def make_request(spelled: Mapping[str, str] = MappingProxyType({}), /, **values: Any) -> RunRequest:
     """Build a request from loose values.
+
+    Args:
+        spelled: How the caller's user writes the fields whose names are others there.
+        **values: The fields.
 
     Raises:
         ValidationFailedError: A value is unknown or out of range; details list every fault.
@@ -90,10 +96,44 @@ def make_request(**values: Any) -> RunRequest:
     try:
         return RunRequest(**values)
     except ValidationError as error:
-        names = [".".join(map(str, fault["loc"])) for fault in error.errors()]
-        sentences = [f"{name}: {fault['msg']}." for name, fault in zip(names, error.errors(), strict=True)]
+        fields = [".".join(map(str, fault["loc"])) for fault in error.errors()]
+        names = [spelled.get(field, field) for field in fields]
+        sentences = [
+            _sentence(name, field, fault["type"], fault["msg"], fault["input"])
+            for name, field, fault in zip(names, fields, error.errors(), strict=True)
+        ]
         raise ValidationFailedError(
             f"The options are not usable. {' '.join(sentences)}",
             suggestion="Correct or leave out the options named.",
             options=names,
         ) from None
+
+
+_BOUND_WORDS: Final = {
+    "minimum": "at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+}
+
+
+def _sentence(name: str, field: str, kind: str, message: str, value: object) -> str:
+    if kind == "extra_forbidden":
+        return f"There is no option {name}."
+    if kind == "string_too_short":
+        return f"{name} is empty."
+    bounds = _bounds_text(field)
+    if bounds and isinstance(value, int | float):
+        return f"{name} is {value}; it has to be {bounds}."
+    return f"{name} is {value!r}: {message[:1].lower()}{message[1:]}."
+
+
+def _bounds_text(field: str) -> str:
+    """Return the limits of a number in words; empty for anything else."""
+    schema = RunRequest.model_json_schema()["properties"].get(field, {})
+    number: dict[str, Any] = next(
+        (kind for kind in (schema, *schema.get("anyOf", ())) if kind.get("type") in ("integer", "number")), {}
+    )
+    words = [f"{word} {number[key]:,.12g}" for key, word in _BOUND_WORDS.items() if key in number]
+    kind = "a whole number" if number.get("type") == "integer" else "a number"
+    return f"{kind}, {' and '.join(words)}" if words else ""

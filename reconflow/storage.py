@@ -95,6 +95,11 @@ class LocalStore:
                     "There is no room on the disk for the results.",
                     suggestion="Free some space, or choose another --out folder.",
                 ) from error
+            if error.errno in (errno.EEXIST, errno.ENOTDIR):
+                file = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+                raise StorageUnreachableError(
+                    f"The results need a folder, but {file.name} is a file.", suggestion="Choose another --out folder."
+                ) from error
             raise StorageUnreachableError(
                 f"The output folder cannot be written ({error.strerror}).",
                 suggestion="Choose another --out folder, or make this one writable.",

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
-from reconflow.errors import ReconflowError
+from reconflow.errors import ReconflowError, fault_sentence
 from reconflow.outputs.images import thumbnail_url
 from reconflow.stage_results import (
     CamerasResult,
@@ -91,7 +91,7 @@ def show_failure(model: str, error: ReconflowError) -> None:
     lines = [f"**{error.code}**", "", error.message, "", f"**What to do:** {error.suggestion}"]
     faults = error.details.get("faults")
     if isinstance(faults, list):
-        lines += ["", *(f"* {fault['file'] or 'dataset'}: {fault['message']}" for fault in faults)]
+        lines += ["", *(f"* {fault_sentence(fault)}" for fault in faults)]
     create_markdown_artifact("\n".join(lines), key=f"{model}-failure", description="Why the run failed")
 
 

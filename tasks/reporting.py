@@ -14,8 +14,10 @@ from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from reconflow.pipeline import stage_span
+from reconflow.nvdiffrec.options import Preset
 from reconflow.progress import OnProgress, part_of
+from reconflow.request import RunRequest
+from reconflow.stage_spans import stage_span
 
 UPDATE_INTERVAL_S: Final = 1.0
 
@@ -28,13 +30,19 @@ class RunReporter:
 
     Args:
         artifact_id: The run's progress artifact.
+        preset: How much work the run spends.
         listener: Hears every step in this process; may raise `Cancelled`.
         clock: Seconds, monotonic.
     """
 
     def __init__(
-        self, artifact_id: UUID, listener: OnProgress | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        artifact_id: UUID,
+        preset: Preset,
+        listener: OnProgress | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.preset = preset
         self._artifact_id = artifact_id
         self._listener = listener
         self._clock = clock
@@ -60,16 +68,16 @@ def listening(listener: OnProgress | None) -> Iterator[None]:
 
 
 @contextmanager
-def reporting_run(key: str, description: str) -> Iterator[RunReporter]:
+def reporting_run(request: RunRequest, description: str) -> Iterator[RunReporter]:
     """Report the progress of the run whose flow enters this block.
 
     Args:
-        key: Of the progress artifact.
-        description: What the run does.
+        request: What the run does; its model names the progress artifact.
+        description: For people.
     """
-    artifact_id = create_progress_artifact(progress=0.0, key=key, description=description)
+    artifact_id = create_progress_artifact(progress=0.0, key=f"{request.model}-progress", description=description)
     assert isinstance(artifact_id, UUID)
-    reporter = RunReporter(artifact_id, _listener.get())
+    reporter = RunReporter(artifact_id, request.preset, _listener.get())
     token = _reporter.set(reporter)
     try:
         yield reporter
@@ -86,7 +94,7 @@ def stage_progress(stage: str) -> OnProgress:
     reporter = _reporter.get()
     if reporter is None:
         return _listener.get() or _ignore
-    start, stop = stage_span(stage)
+    start, stop = stage_span(stage, reporter.preset)
     receive = part_of(reporter, start, stop)
     receive(0, 1, stage)
     return receive

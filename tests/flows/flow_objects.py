@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from reconflow.cameras.calibration import Calibration
 from reconflow.cameras.six_axis import six_axis_rig
@@ -59,6 +60,13 @@ def write_dataset(root: Path, size: int = 96) -> Path:
         depths[camera.name] = np.round(65535 * render.depth / render.depth.max()).astype(np.uint16)
     write_six_view(root, photos, depths, cameras)
     return root
+
+
+def flatten_onto_white(path: Path) -> None:
+    """Replace a picture with transparency by the same one on white, without."""
+    with Image.open(path) as image:
+        opaque = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    opaque.convert("RGB").save(path)
 
 
 class StandInModel:

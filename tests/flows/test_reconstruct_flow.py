@@ -16,6 +16,7 @@ from reconflow.errors import (
     StorageUnreachableError,
     ValidationFailedError,
 )
+from reconflow.nvdiffrec.options import Preset
 from reconflow.outputs.package import RunStatus, read_manifest, verify_package
 from reconflow.request import RunRequest
 
@@ -165,7 +166,9 @@ def test_progress_is_sent_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch)
     )
     now_s = [0.0]
     heard: list[int] = []
-    reporter = reporting.RunReporter(uuid4(), lambda step, total, message: heard.append(step), clock=lambda: now_s[0])
+    reporter = reporting.RunReporter(
+        uuid4(), Preset.DRAFT, lambda step, total, message: heard.append(step), clock=lambda: now_s[0]
+    )
     for step in range(100):
         now_s[0] = 0.05 * step
         reporter(step, 100, "working")
