@@ -24,7 +24,7 @@ from reconflow.reconstruction import Reconstruction
 
 _MISMATCH_SHARE = 0.002
 """Photos shifted against their depth renders by more than this part of their width do not match them."""
-_RECONCILING_FACTOR = 3
+_RECONCILING_FACTOR = 4
 """Where they do not, the surface has farther to go: so many times the steps."""
 
 

@@ -24,7 +24,7 @@ class FitSettings(BaseModel):
     grid_resolution: int
     """Cells along the longest side of the carving grid."""
     steps: int
-    """Iterations of the geometry fit; three times as many where photos and depth renders disagree."""
+    """Iterations of the geometry fit; four times as many where photos and depth renders disagree."""
     resolution: int
     """Longest image side that the geometry is fitted at, pixels."""
     texture_size: int
