@@ -5,7 +5,7 @@ No formats here, and no decisions about the order of the work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,17 +27,24 @@ from reconflow.outputs.runs import RunLayout
 from reconflow.quality.report import QualityReport
 from reconflow.reconstruction import Reconstruction
 from reconflow.request import RunRequest
-from reconflow.resources import GIB, describe_machine
+from reconflow.resources import describe_machine
 from reconflow.result_frame import ResultFrame
 from reconflow.stage_results import CamerasResult, DatasetResult, InferResult, StageRecord, StageResult
 
 LICENCES: Final = {"reconflow": "Apache-2.0"}
 AnyResult = TypeVar("AnyResult", bound=StageResult)
 _METHOD_TEXTS: Final = {
-    "given": "The cameras came with the dataset and were checked against its pictures.",
-    "depth": "The cameras were found from silhouettes and depth.",
-    "silhouettes": "The cameras were found from silhouettes alone.",
+    "depth": "The field of view was found from the depth renders and silhouettes.",
+    "silhouettes": "The field of view was found from the silhouettes.",
 }
+_SURFACE_LOSSES: Final = ("rgb", "silhouette", "depth")
+_GIVEN_BY_DATASET: Final = "The cameras came with the dataset and were checked against its pictures."
+_GIVEN_BY_USER: Final = "The field of view was given by the user and checked against the pictures."
+_ENGINES: Final = {"device": "cpu", "rendering": "numba", "atlas": "xatlas"}
+_PHOTOS_OFF_DEPTH: Final = (
+    "The photos are shifted against their depth renders (see Cameras); the surface was fitted to where the photos "
+    "agree, near the depth."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +162,8 @@ def manifest_facts(facts: RunFacts) -> ManifestFacts | None:
             **known,
         },
         seed=facts.request.seed,
-        engines={"rendering": "cpu"},
+        engines=_ENGINES,
+        photo_shifts=cameras.photo_shifts_px if cameras is not None else {},
         dataset_name=dataset.name,
         dataset_digest=dataset.digest,
         input_hashes=dataset.file_hashes,
@@ -171,6 +179,7 @@ def write_run_report(
     reconstruction: Reconstruction,
     measured: QualityReport,
     frame_source: ScaleSource,
+    under_way: Callable[[], StageRecord] | None = None,
 ) -> None:
     """Write `report.html`.
 
@@ -182,10 +191,13 @@ def write_run_report(
         reconstruction: Mesh and cameras in the result's frame.
         measured: The quality.
         frame_source: What one unit is.
+        under_way: Tells what the stage that writes this has taken so far.
     """
     request = facts.request
     seconds = {record.stage: record.seconds for record in facts.records}
     peak = max(record.peak_rss_bytes for record in facts.records)
+    statistics = reconstruction.statistics
+    unlike = () if statistics.get("photos_match_depth", True) else (_PHOTOS_OFF_DEPTH,)
     write_report(
         layout.report,
         ReportData(
@@ -195,43 +207,57 @@ def write_run_report(
             cameras=reconstruction.cameras,
             dataset=dataset,
             quality=measured,
-            calibration=calibration_summary(calibration, [view.name for view in dataset.views]),
+            calibration=calibration_summary(calibration, dataset),
             unit=UNIT_TEXT[frame_source],
             turntable=layout.turntable.read_bytes(),
-            losses=reconstruction.statistics.get("losses", {}),
+            losses=statistics.get("losses", {}),
+            loss_levels=dict.fromkeys(_SURFACE_LOSSES, statistics.get("surface_levels", ())),
             timings_s=seconds,
-            machine={
-                "peak memory": f"{peak / GIB:.2f} GiB",
-                **{name.replace("_", " "): str(value) for name, value in describe_machine().items()},
-            },
+            under_way_s=None if under_way is None else lambda: under_way().seconds,
+            machine={"peak memory": f"{peak / 1e9:.2f} GB", **_machine_texts()},
             options=request.options().settings().model_dump(),
-            warnings=(*dataset.warnings, *calibration.warnings, *measured.reasons),
+            warnings=(*dataset.warnings, *calibration.warnings, *unlike, *measured.reasons),
             licences=LICENCES,
         ),
     )
 
 
-def calibration_summary(calibration: Calibration, views: Sequence[str]) -> CalibrationSummary:
+def calibration_summary(calibration: Calibration, dataset: Dataset) -> CalibrationSummary:
     """Return where the cameras came from, in words.
 
     Args:
         calibration: The run's.
-        views: Names in the order of its cameras.
+        dataset: The input, whose views are in the order of the calibration's cameras.
     """
-    sure = (
-        ""
-        if calibration.method == "given"
-        else f"field of view known to ±{calibration.fov_uncertainty_deg:.2f}°, confidence {calibration.confidence:.2f}"
-    )
+    given = calibration.method == "given"
+    if given:
+        source = _GIVEN_BY_DATASET if dataset.cameras is not None else _GIVEN_BY_USER
+    else:
+        source = _METHOD_TEXTS[calibration.method]
+    sure = f"known to ±{calibration.fov_uncertainty_deg:.2f}°, confidence {calibration.confidence:.2f}"
     return CalibrationSummary(
-        source=_METHOD_TEXTS[calibration.method],
-        confidence=sure,
+        source=source,
+        confidence="" if given else sure,
         residuals=calibration.residuals,
         photo_shifts_px={
-            view: shift.shift_px for view, shift in zip(views, calibration.photo_shifts, strict=False) if shift
+            view.name: shift.shift_px
+            for view, shift in zip(dataset.views, calibration.photo_shifts, strict=False)
+            if shift
         },
         notes=calibration.warnings,
     )
+
+
+def _machine_texts() -> dict[str, str]:
+    """Return the machine's facts for people; amounts of memory in GB."""
+    texts = {}
+    for name, value in describe_machine().items():
+        if name.endswith("_bytes"):
+            shown = f"{value / 1e9:.1f} GB" if isinstance(value, int) else "unknown"
+            texts[name.removesuffix("_bytes").replace("_", " ")] = shown
+        else:
+            texts[name.replace("_", " ")] = str(value)
+    return texts
 
 
 def _is_plain(camera: PinholeCamera, first: PinholeCamera) -> bool:

@@ -90,6 +90,8 @@ class CamerasResult(StageResult, frozen=True, extra="forbid"):
     fov_uncertainty_deg: float
     confidence: float
     warnings: tuple[str, ...]
+    photo_shifts_px: dict[str, tuple[float, float]] = {}
+    """By view, how far the photo lies off its depth render: right, down; views where that was measured."""
 
 
 class ModelResult(StageResult, frozen=True, extra="forbid"):

@@ -8,7 +8,7 @@ content security policy in the page forbids every outside request.
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -21,19 +21,24 @@ from reconflow import __version__
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.datasets.dataset import Dataset
 from reconflow.geometry.mesh import TexturedMesh
-from reconflow.outputs.charts import Curve, curve_svg
+from reconflow.outputs.charts import Curve, Mark, curve_svg
 from reconflow.outputs.corners import split_at_seams
 from reconflow.outputs.files import write_text
 from reconflow.outputs.glb import encode_glb
 from reconflow.outputs.images import MIME_TYPES, data_url, resize_to_width
+from reconflow.outputs.report_cameras import (
+    camera_table,
+    overall_residuals,
+    residual_meanings,
+    residual_table,
+    shift_table,
+)
 from reconflow.outputs.report_parts import (
     DIFFERENCE_RANGE,
-    camera_table,
     duration,
     key_figures,
     mesh_facts_list,
     metrics_table,
-    overall_residuals,
     ramp_css,
     short,
     texture_facts_list,
@@ -44,6 +49,13 @@ from reconflow.quality.report import QualityReport
 MAX_REPORT_BYTES: Final = 15_000_000
 _TEXTURE_WIDTHS: Final = (2048, 1024, 512)
 _RESERVE_BYTES: Final = 400_000
+_LOSS_TEXTS: Final = {
+    "rgb": ("Surface: colours", "squared difference to the photos, in linear light"),
+    "silhouette": ("Surface: silhouettes", "squared difference of the coverage"),
+    "depth": ("Surface: depth", "robust difference to the depth renders"),
+    "texture_rgb_mse": ("Texture: colours", "squared difference to the photos, in linear light"),
+}
+"""By curve: its title, and what is drawn."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,10 @@ class ReportData:
         unit: What one unit is, e.g. `1 unit = distance of the farthest vertex`.
         turntable: Content of `turntable.webp`; the stand-in where there is no WebGL.
         losses: Curves of the fit, name to [[step, value], ...].
+        loss_levels: By curve, from which step on its values are of other pictures or terms: `from_step`,
+            `longest_side` (pixels), `with_colour`.
         timings_s: Seconds by phase, in the order to show; their sum is called computing time.
+        under_way_s: Seconds so far of the phase that writes this page, asked for once the pictures are drawn.
         machine: Facts of the machine and the run, e.g. peak memory, already in words.
         options: The options used.
         warnings: Sentences about what is unusual.
@@ -97,7 +112,9 @@ class ReportData:
     unit: str
     turntable: bytes = b""
     losses: Mapping[str, Any] = field(default_factory=dict)
+    loss_levels: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    under_way_s: Callable[[], float] | None = None
     machine: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -138,7 +155,11 @@ def render_report(data: ReportData, *, max_bytes: int = MAX_REPORT_BYTES) -> str
 
 def _context(data: ReportData) -> dict[str, Any]:
     pictures = view_pictures(data.textured, data.cameras, data.dataset, data.quality)
-    total_s = sum(data.timings_s.values()) if data.timings_s else None
+    timings_s = dict(data.timings_s)
+    if data.under_way_s is not None:
+        timings_s["package, up to this page"] = data.under_way_s()
+    total_s = sum(timings_s.values()) if timings_s else None
+    calibration = data.calibration
     return {
         "version": __version__,
         "title": data.title,
@@ -155,12 +176,15 @@ def _context(data: ReportData) -> dict[str, Any]:
         "protocol": [(k.replace("_", " "), v) for k, v in data.quality.protocol.model_dump().items() if k != "subject"],
         "mesh_facts": mesh_facts_list(data.quality.mesh, data.unit),
         "texture_facts": texture_facts_list(data.quality.mesh),
-        "calibration": data.calibration,
-        "notes": [text for text in data.calibration.notes if text not in data.warnings],
-        "cameras": camera_table(data.cameras, data.calibration.photo_shifts_px, data.calibration.residuals),
-        "residuals": overall_residuals(data.calibration.residuals, data.cameras),
-        "curves": _curves(data.losses),
-        "times": _times(data.timings_s),
+        "calibration": calibration,
+        "notes": [text for text in calibration.notes if text not in data.warnings],
+        "cameras": camera_table(data.cameras),
+        "residual_table": residual_table(calibration.residuals, data.cameras),
+        "residuals": overall_residuals(calibration.residuals, data.cameras),
+        "residual_meanings": residual_meanings(calibration.residuals, data.cameras),
+        "shifts": shift_table(calibration.photo_shifts_px, data.cameras),
+        "curves": _curves(data.losses, data.loss_levels),
+        "times": _times(timings_s),
         "machine": data.machine,
         "options": [(name, short(value)) for name, value in data.options.items()],
         "inputs": [*sorted(data.dataset.file_hashes.items()), ("whole dataset", data.dataset.digest)],
@@ -168,11 +192,19 @@ def _context(data: ReportData) -> dict[str, Any]:
     }
 
 
-def _curves(losses: Mapping[str, Any]) -> list[dict[str, Any]]:
-    curves = [
-        Curve(name.replace("_", " "), tuple((float(x), float(y)) for x, y in points)) for name, points in losses.items()
-    ]
-    return [{"name": curve.name, "svg": Markup(curve_svg(curve))} for curve in curves]  # noqa: S704 - escaped there
+def _curves(losses: Mapping[str, Any], levels: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    curves = []
+    for name, points in losses.items():
+        label, meaning = _LOSS_TEXTS.get(name, (name.replace("_", " "), ""))
+        marks = tuple(_level_mark(level) for level in levels.get(name, ()))
+        curve = Curve(label, tuple((float(x), float(y)) for x, y in points), marks)
+        svg = Markup(curve_svg(curve))  # noqa: S704 - escaped there
+        curves.append({"name": label, "meaning": meaning, "svg": svg})
+    return curves
+
+
+def _level_mark(level: Mapping[str, Any]) -> Mark:
+    return Mark(float(level["from_step"]), f"{level['longest_side']} px" + (", colour" if level["with_colour"] else ""))
 
 
 def _times(timings_s: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -82,13 +81,26 @@ def duration(seconds: float) -> str:
     return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60:02d} s"
 
 
+def share_text(share: float, digits: int, whole: int = 1) -> str:
+    """Write a share of at most 1 so that only a whole one reads as whole: 99.97 % at one digit is 99.9, not 100.0.
+
+    Args:
+        share: What to write.
+        digits: Behind the point.
+        whole: What 1 is written as, e.g. 100 for percent.
+    """
+    text = f"{whole * share:.{digits}f}"
+    just_below = f"{whole - 10.0**-digits:.{digits}f}"
+    return just_below if share < 1 <= float(text) / whole else text
+
+
 def key_figures(quality: QualityReport, total_s: float | None) -> tuple[Figure, ...]:
     """Return the numbers that a reader wants first."""
     mean, mesh = quality.mean, quality.mesh
     figures = [
         Figure(f"{mean.psnr_db:.1f}", "PSNR, mean of the views", "dB"),
-        Figure(f"{mean.ssim:.3f}", "SSIM, mean of the views"),
-        Figure(f"{100 * mean.mask_iou:.1f}", "silhouettes in common", "%"),
+        Figure(share_text(mean.ssim, 3), "SSIM, mean of the views"),
+        Figure(share_text(mean.mask_iou, 1, 100), "silhouettes in common", "%"),
     ]
     if mean.depth_mae_relative is not None:
         figures.append(Figure(f"{100 * mean.depth_mae_relative:.2f}", "depth error, mean", "%"))
@@ -120,59 +132,12 @@ def _metrics_row(view: ViewQuality) -> tuple[str, ...]:
         view.view,
         form(view.psnr_db, 2),
         form(view.psnr_object_db, 2),
-        form(view.ssim, 4),
-        form(view.mask_iou, 4),
+        share_text(view.ssim, 4),
+        share_text(view.mask_iou, 4),
         form(view.depth_mae_levels, 2),
         form(view.depth_rmse_levels, 2),
         form(view.depth_mae_relative, 3, 100),
     )
-
-
-def camera_table(
-    cameras: Sequence[PinholeCamera],
-    photo_shifts_px: Mapping[str, tuple[float, float]],
-    residuals: Mapping[str, float],
-) -> Table:
-    """Return where every camera stands, how wide it sees, and what calibration left over for it.
-
-    Args:
-        cameras: The views.
-        photo_shifts_px: By view; one column when there are any.
-        residuals: Those named `view.residual` become columns, the others are `overall_residuals`.
-    """
-    names = sorted({split[1] for key in residuals if (split := _of_view(key, cameras)) is not None})
-    head = ["view", "field of view °", "distance", "position x, y, z", "image px"]
-    head += ["photo shift x, y px"] if photo_shifts_px else []
-    head += [name.replace("_", " ") for name in names]
-    rows = []
-    for camera in cameras:
-        position = camera.position_world
-        row = [
-            camera.name,
-            f"{math.degrees(camera.fov_x_rad):.2f}",
-            f"{float(np.linalg.norm(position)):.3f}",
-            ", ".join(f"{value:.3f}".replace("-0.000", "0.000") for value in position),
-            f"{camera.image_hw[1]} × {camera.image_hw[0]}",
-        ]
-        if photo_shifts_px:
-            shift = photo_shifts_px.get(camera.name)
-            row.append("–" if shift is None else f"{shift[0]:+.1f}, {shift[1]:+.1f}")
-        row += [short(residuals.get(f"{camera.name}.{name}")) for name in names]
-        rows.append(tuple(row))
-    return Table(tuple(head), tuple(rows))
-
-
-def overall_residuals(residuals: Mapping[str, float], cameras: Sequence[PinholeCamera]) -> list[tuple[str, str]]:
-    """Return the residuals that belong to no single view, in words."""
-    return [
-        (name.replace("_", " "), short(value)) for name, value in residuals.items() if _of_view(name, cameras) is None
-    ]
-
-
-def _of_view(key: str, cameras: Sequence[PinholeCamera]) -> tuple[str, str] | None:
-    """Split `view.residual`; None when the key names no view."""
-    view, dot, name = key.rpartition(".")
-    return (view, name) if dot and any(camera.name == view for camera in cameras) else None
 
 
 def mesh_facts_list(mesh: MeshQuality, unit: str) -> list[tuple[str, str]]:
@@ -245,10 +210,10 @@ def _pictures_of(
     image_hw = (reference.mask.shape[0], reference.mask.shape[1])
     render = render_textured(textured, camera.resized(image_hw))
     cut = _cut_around(reference.mask | (render.coverage >= 0.5))
-    numbers = f"{measures.psnr_db:.1f} dB · SSIM {measures.ssim:.3f} · IoU {measures.mask_iou:.3f}"
+    ssim, iou = share_text(measures.ssim, 3), share_text(measures.mask_iou, 3)
     return ViewPictures(
         name=view.name,
-        numbers=numbers,
+        numbers=f"{measures.psnr_db:.1f} dB · SSIM {ssim} · IoU {iou}",
         input=_webp_url(np.round(reference.rgb_srgb * 255).astype(np.uint8)[cut]),
         render=_webp_url(to_bytes(render)[cut]),
         difference=_webp_url(difference_picture(reference.rgb_srgb, render.rgb_srgb)[cut]),

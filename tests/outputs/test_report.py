@@ -12,10 +12,11 @@ import pytest
 
 from reconflow.datasets.dataset import Dataset
 from reconflow.geometry.mesh import TexturedMesh
-from reconflow.outputs.charts import Curve, curve_svg
+from reconflow.outputs.charts import Curve, Mark, curve_svg
 from reconflow.outputs.glb import write_glb
 from reconflow.outputs.report import render_report, write_report
-from reconflow.outputs.report_parts import camera_table, difference_picture, duration, overall_residuals, short
+from reconflow.outputs.report_cameras import overall_residuals, residual_meanings, residual_table, shift_table
+from reconflow.outputs.report_parts import difference_picture, duration, share_text, short
 from reconflow.quality.glb_reader import read_glb
 from tests.outputs.finished_run import RIG, report_data
 from tests.outputs.objects import labelled_box
@@ -86,12 +87,43 @@ def test_the_embedded_model_is_the_mesh(page: str, box: TexturedMesh, tmp_path: 
     np.testing.assert_array_equal(again.mesh.vertices[again.mesh.faces], box.mesh.vertices[box.mesh.faces])
 
 
-def test_residuals_of_a_view_stand_in_its_row_and_the_others_below() -> None:
-    table = camera_table(RIG, {"back": (1.25, -0.5)}, {"mask_iou": 0.99, "front.overlap_levels": 0.5})
-    assert table.head[-2:] == ("photo shift x, y px", "overlap levels")
-    assert table.rows[0][-2:] == ("–", "0.5")
-    assert table.rows[1][-2:] == ("+1.2, -0.5", "–")
-    assert overall_residuals({"mask_iou": 0.99, "front.overlap_levels": 0.5}, RIG) == [("mask iou", "0.99")]
+RESIDUALS = {"mask_violation": 0.0125, "back.mask_violation": 0.5, "front.unheard_of": 3.0, "rim_miss_px": 0.7}
+
+
+def test_residuals_of_a_view_stand_in_its_row_and_the_whole_in_the_last() -> None:
+    table = residual_table(RESIDUALS, RIG)
+    assert table is not None
+    assert table.head == ("view", "outside silhouettes, %", "unheard of")
+    assert table.rows == (("front", "–", "3"), ("back", "50.00", "–"), ("all views", "1.25", "–"))
+
+
+def test_residuals_of_no_view_stand_alone_and_every_known_one_is_explained() -> None:
+    assert overall_residuals(RESIDUALS, RIG) == [("silhouettes' rims miss by, px", "0.70")]
+    explained = dict(residual_meanings(RESIDUALS, RIG))
+    assert set(explained) == {"outside silhouettes, %", "silhouettes' rims miss by, px"}
+    assert explained["outside silhouettes, %"] == "share of points outside another view's silhouette"
+    assert residual_table({"rim_miss_px": 0.7}, RIG) is None
+
+
+def test_photo_shifts_are_told_in_pixels_and_as_share_of_the_width() -> None:
+    table = shift_table({"back": (3.0, -4.0)}, RIG)
+    assert table is not None
+    assert table.rows[0] == ("front", "–", "–", "–", "–")
+    assert table.rows[1] == ("back", "+3.0", "-4.0", "5.0", "7.81")
+    assert shift_table({}, RIG) is None
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"), [(0.9997, "99.9"), (1.0, "100.0"), (0.99949, "99.9"), (0.9984, "99.8"), (0.0, "0.0")]
+)
+def test_a_share_reads_as_whole_only_when_it_is(share: float, shown: str) -> None:
+    assert share_text(share, 1, 100) == shown
+
+
+def test_the_phase_that_writes_the_page_is_timed_up_to_it(box: TexturedMesh, dataset: Dataset, glb: Path) -> None:
+    page = render_report(report_data(box, dataset, glb, under_way_s=lambda: 7.5))
+    assert "package, up to this page" in page
+    assert "20 s" in page  # the computing time, with the 12.5 s of the fit
 
 
 def test_a_warning_told_twice_is_shown_once(box: TexturedMesh, dataset: Dataset, glb: Path) -> None:
@@ -177,6 +209,26 @@ def test_a_curve_survives_values_that_are_not_finite_and_none_at_all() -> None:
     svg = curve_svg(Curve("c", ((0, 1.0), (1, math.inf), (2, 1.0))))
     assert "nan" not in svg
     assert "inf" not in svg
+
+
+def test_a_curve_starts_where_its_values_do_and_breaks_at_its_marks() -> None:
+    values = [0.0, 0.0, 8.0, 4.0, 9.0, 3.0]
+    marks = (Mark(0, "128 px"), Mark(2, "128 px, colour"), Mark(4, "<256>"))
+    svg = curve_svg(Curve("c", tuple(enumerate(values)), marks))
+    pieces = [piece.split() for piece in re.findall(r'polyline points="([^"]*)"', svg)]
+    assert [len(piece) for piece in pieces] == [2, 2]
+    at_marks = re.findall(r'class="mark" x1="([^"]*)"', svg)
+    assert [piece[0].split(",")[0] for piece in pieces] == at_marks[1:]
+    assert "128 px, colour" in svg
+    assert "&lt;256&gt;" in svg
+
+
+def test_positive_values_are_drawn_logarithmically() -> None:
+    (points,) = re.findall(r'polyline points="([^"]*)"', curve_svg(Curve("c", ((0, 1.0), (1, 2.0), (2, 4.0)))))
+    first, second, third = (float(point.split(",")[1]) for point in points.split())
+    assert first - second == pytest.approx(second - third, abs=0.2)
+    linear = curve_svg(Curve("c", ((0, 1.0), (1, 0.0), (2, 2.0))))
+    assert len(re.findall(r'polyline points="([^"]*)"', linear)[0].split()) == 3
 
 
 def test_a_falling_curve_falls_on_the_page() -> None:
