@@ -23,6 +23,8 @@ from reconflow.rendering.shade import Render, render_textured, render_wireframe
 PREVIEW_WIDTH_PX: Final = 512
 TURNTABLE_FRAMES: Final = 36
 TURNTABLE_SIZE_PX: Final = 384
+_WIRE_SAMPLES: Final = 6
+"""Samples per pixel and axis of wireframes: lines may be a quarter of a pixel wide."""
 _TURNTABLE_FOV_RAD: Final = math.radians(35.0)
 _TURNTABLE_ELEVATION_RAD: Final = math.radians(18.0)
 _TURNTABLE_FRAME_MS: Final = 90
@@ -49,7 +51,7 @@ def write_previews(
         on_progress(number, len(cameras), f"drawing {camera.name}")
         shown = at_width(camera, width)
         write_bytes(layout.textured_preview(camera.name), encode_image(to_bytes(render_textured(textured, shown))))
-        wireframe = render_wireframe(textured.mesh, shown)
+        wireframe = render_wireframe(textured.mesh, shown, supersample=_WIRE_SAMPLES)
         write_bytes(layout.wireframe_preview(camera.name), encode_image(to_bytes(wireframe)))
     on_progress(len(cameras), len(cameras), "previews drawn")
 

@@ -39,6 +39,11 @@ SAMPLES_PER_BAND = 1 << 20
 """Samples worked on at once by one thread: 20 bytes each."""
 
 WIRE_COLOUR_LINEAR = (0.012, 0.021, 0.045)
+_FULL_FROM_EDGE_PX = 6.0
+"""Lines are opaque where edges are this long on average, pixels; paler in proportion below."""
+_PALEST = 0.6
+_WIDTH_PER_EDGE = 0.14
+"""Lines are at most this part of an edge's mean length wide."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,26 +98,39 @@ def render_wireframe(
 ) -> Render:
     """Render the visible edges over flat grey faces lit from the camera, hidden lines removed.
 
+    Lines get thinner and paler where edges are short on screen, so that a fine mesh still shows its shape.
+
     Args:
         mesh: The mesh.
         camera: The view.
-        line_width_px: Width of the lines, pixels of the picture.
+        line_width_px: Largest width of the lines, pixels of the picture.
         supersample: Samples per pixel along each axis.
     """
     large = camera.resized((camera.image_hw[0] * supersample, camera.image_hw[1] * supersample))
     screen = screen_from_homogeneous(pixel_homogeneous(mesh.vertices, large))
     faces = checked_faces(mesh.faces, len(mesh.vertices))
     grey = _headlight(mesh, camera)
-    reach = 0.5 * line_width_px * supersample
+    edge_px = _mean_edge_length(screen, faces) / supersample
+    reach = 0.5 * min(line_width_px, _WIDTH_PER_EDGE * edge_px) * supersample
+    opacity = min(1.0, max(_PALEST, edge_px / _FULL_FROM_EDGE_PX))
     wire = np.array(WIRE_COLOUR_LINEAR, dtype=np.float32)
 
     def shade(samples: _Samples, rgb: F32, coverage: F32) -> None:
         _average_wireframe(
-            samples.face_id, screen, faces, grey, wire, reach, samples.first_row, supersample, rgb, coverage
+            samples.face_id, screen, faces, grey, wire, reach, opacity, samples.first_row, supersample, rgb, coverage
         )
 
     rgb_srgb, coverage = _render_bands(mesh, camera, supersample, shade)
     return Render(rgb_srgb, coverage, render_depth(mesh, camera))
+
+
+def _mean_edge_length(screen: F64, faces: I32) -> float:
+    """Return the mean length of the faces' sides on screen, samples; 0 when nothing is in front of the camera."""
+    in_front = faces[(screen[faces, 3] != 0.0).all(axis=1)]
+    if len(in_front) == 0:
+        return 0.0
+    corners = screen[in_front, :2]
+    return float(np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2).mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,17 +259,18 @@ def _average_wireframe(
     grey: F32,
     wire: F32,
     reach: float,
+    opacity: float,
     first_row: int,
     factor: int,
     rgb: F32,
     coverage: F32,
 ) -> None:
-    """Average factor x factor samples, dark within `reach` samples of the seen face's edges, else the face's grey."""
+    """Average factor x factor samples: the face's grey, under a line within `reach` samples of its edges."""
     rows, width = coverage.shape
     share = 1.0 / (factor * factor)
     for row in range(rows):
         for col in range(width):
-            light, lines, hits = 0.0, 0, 0
+            light, lines, hits = 0.0, 0.0, 0
             for i in range(row * factor, (row + 1) * factor):
                 for j in range(col * factor, (col + 1) * factor):
                     f = face_id[i, j]
@@ -259,7 +278,8 @@ def _average_wireframe(
                         continue
                     hits += 1
                     if _near_an_edge(screen, faces, f, j + 0.5, first_row + i + 0.5, reach):
-                        lines += 1
+                        lines += opacity
+                        light += (1.0 - opacity) * grey[f]
                     else:
                         light += grey[f]
             white = 1.0 - hits * share

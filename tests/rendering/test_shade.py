@@ -81,6 +81,30 @@ def test_the_wireframe_shows_only_the_edges_in_front() -> None:
     assert np.array_equal(alone.rgb_srgb[0, 0], [1, 1, 1])
 
 
+def grid_square(cells: int) -> TriangleMesh:
+    """A square in the plane z = 0 of 2 cells² triangles, seen from the front."""
+    x, y = np.meshgrid(np.linspace(-1, 1, cells + 1), np.linspace(-1, 1, cells + 1))
+    vertices = np.stack([x, y, 0 * x], axis=-1).reshape(-1, 3).astype(np.float32)
+    corner = (np.arange(cells)[:, None] * (cells + 1) + np.arange(cells)).reshape(-1, 1)
+    step = cells + 1
+    faces = np.concatenate([corner + np.array([0, 1, step + 1]), corner + np.array([0, step + 1, step])]).astype(
+        np.int32
+    )
+    return TriangleMesh(vertices, faces)
+
+
+@pytest.mark.parametrize("cells", [8, 40, 80])
+def test_a_wireframe_stays_light_and_its_lines_visible_however_fine_the_mesh(cells: int) -> None:
+    """The square is 128 pixels wide, so that the edges are 18 down to 1.8 pixels long; unlined it is one grey."""
+    camera = look_from((0, 0, 1), 4.0, 192)
+    lined = shade.render_wireframe(grid_square(cells), camera, supersample=6)
+    bare = shade.render_wireframe(grid_square(cells), camera, line_width_px=0.0, supersample=6)
+    inside = lined.coverage == 1
+    face = float(np.median(bare.rgb_srgb[inside]))
+    assert face - 0.25 < lined.rgb_srgb[inside].mean() < face - 0.02
+    assert lined.rgb_srgb[inside].min() < face - 0.05
+
+
 def test_srgb_and_linear_are_inverse_and_agree_on_codes() -> None:
     codes = np.arange(256, dtype=np.uint8)
     linear = linear_from_srgb_u8(codes)
