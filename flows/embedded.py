@@ -39,11 +39,10 @@ def client_settings(home: Path) -> dict[str, str]:
     Args:
         home: Folder of the embedded Prefect: the run history, nothing else.
     """
-    version = importlib.metadata.version("prefect")
     return {
         "PREFECT_HOME": str(home),
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / f'history-{version}.db'}",
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{_history_file(home)}",
         "PREFECT_API_DATABASE_MIGRATE_ON_START": "false",
         "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
         "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
@@ -51,6 +50,10 @@ def client_settings(home: Path) -> dict[str, str]:
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
+
+
+def _history_file(home: Path) -> Path:
+    return home / f"history-{importlib.metadata.version('prefect')}.db"
 
 
 class EmbeddedServer:
@@ -175,7 +178,7 @@ def serve_history(out: Path, port: int, tell: Callable[[str], None]) -> None:
         ServerUnreachableError: The page cannot be served.
     """
     home = out / ".prefect"
-    if not home.is_dir():
+    if not _history_file(home).is_file():
         raise _no_history(len(LocalStore(out).run_ids()))
     _expect_free(port)
     tell(f"Starting the run history of {out}: http://127.0.0.1:{port} (Ctrl-C ends it)")
@@ -192,8 +195,8 @@ def _no_history(runs: int) -> JobNotFoundError:
     if runs == 0:
         return JobNotFoundError("There are no runs in that folder.", suggestion="Give the --out folder of a run.")
     return JobNotFoundError(
-        f"That folder holds {runs} {'run' if runs == 1 else 'runs'}, but none was done by Prefect, which keeps the "
-        "history.",
+        f"That folder holds {runs} {'run' if runs == 1 else 'runs'}, but none was done by this version of "
+        "Prefect, which keeps the history.",
         suggestion="Open report.html or error.json in runs/<run id>; leave out --no-prefect to have a history.",
         runs=runs,
     )
