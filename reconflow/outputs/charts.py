@@ -129,7 +129,7 @@ def _grid(low: float, high: float, *, logarithmic: bool) -> str:
 
 def _number(value: float) -> str:
     """Write an axis label: at most six characters for anything between 1e-9 and 1e9."""
-    if value == 0 or 0.001 <= abs(value) < 100_000:
+    if value == 0 or 0.01 <= abs(value) < 100_000:
         return f"{value:.0f}" if abs(value) >= 1000 or value == round(value) else f"{value:.3g}"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"
