@@ -72,6 +72,7 @@ class NvdiffrecModel:
             ModelConvergenceError: The views have no common solid, or the fit diverged.
         """
         settings = options.settings()
+        texture_size = options.texture_size or min(settings.texture_size, _finest_useful_texture(dataset))
         timings: dict[str, float] = {}
         with _timed(timings, "initial_surface"):
             observations = _observe(dataset, calibration)
@@ -87,14 +88,14 @@ class NvdiffrecModel:
             views = list(zip(dataset.views, calibration.cameras, strict=True))
             mesh, losses, levels = fit_surface(mesh, observations, views, schedule, part_of(on_progress, 0.1, 0.7))
         with _timed(timings, "texture_fit"):
-            photos = _photos(dataset, calibration, settings.texture_size)
-            atlas = unwrap(mesh, settings.texture_size)
+            photos = _photos(dataset, calibration, texture_size)
+            atlas = unwrap(mesh, texture_size)
             on_progress(750, 1000, "unwrapping the surface")
             painted, texture_facts = fit_texture(
                 mesh,
                 atlas,
                 photos,
-                settings.texture_size,
+                texture_size,
                 settings.texture_steps,
                 part_of(on_progress, 0.75, 1.0),
                 every_pixel_counts=disagree,
@@ -103,7 +104,7 @@ class NvdiffrecModel:
         statistics: dict[str, Any] = {
             "losses": losses,
             "surface_levels": levels,
-            "settings": settings.model_dump(),
+            "settings": settings.model_dump() | {"texture_size": texture_size},
             "photos_match_depth": not disagree,
             "texture": texture_facts,
             "atlas": vars(atlas.facts),
@@ -127,6 +128,11 @@ def _photos(dataset: Dataset, calibration: Calibration, longest_side: int) -> li
         prepare_photo(view, camera, longest_side)
         for view, camera in zip(dataset.views, calibration.cameras, strict=True)
     ]
+
+
+def _finest_useful_texture(dataset: Dataset) -> int:
+    """Twice the photos' side: about three texels per photo pixel on the object, beyond which nothing is gained."""
+    return 2 * max(max(view.image_hw) for view in dataset.views)
 
 
 def _photos_disagree(dataset: Dataset, calibration: Calibration) -> bool:

@@ -28,7 +28,7 @@ class FitSettings(BaseModel):
     resolution: int
     """Longest image side that the geometry is fitted at, pixels."""
     texture_size: int
-    """Side of the square base-colour texture, texels."""
+    """Side of the square base-colour texture, texels; a preset's is cut to twice the photos' side."""
     texture_steps: int
     """Correction passes of the texture through the renderer."""
     target_faces: int
