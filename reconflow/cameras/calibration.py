@@ -21,6 +21,7 @@ from reconflow.cameras.fit_quality import fov_uncertainty, relative_rise, residu
 from reconflow.cameras.photo_alignment import PhotoShift, photo_shift
 from reconflow.cameras.silhouette_fit import fov_from_silhouettes, rim_misses
 from reconflow.cameras.six_axis import VIEW_NAMES, six_axis_rig
+from reconflow.cameras.view_mixups import explaining_mixup
 from reconflow.datasets.dataset import Dataset
 from reconflow.errors import CalibrationAmbiguousError, CalibrationContradictedError
 from reconflow.progress import OnProgress, ignore_progress
@@ -43,6 +44,9 @@ GIVEN_FOV_TOLERANCE_DEG: Final = 1.5
 MAX_VIOLATION: Final = 0.12
 """Share of points outside other masks, or in front of other surfaces, beyond which cameras contradict the data."""
 
+SUSPECT_VIOLATION: Final = 0.01
+"""The share beyond which pictures may be mixed up: good datasets have 0.004 at most, mixed-up ones 0.014 and more."""
+
 MAX_RIM_MISS: Final = 0.004
 """Root mean square miss of the silhouettes' rims, as a fraction of the picture, beyond which cameras contradict."""
 
@@ -52,6 +56,7 @@ _COARSE_BLURS: Final = (0.05, 0.02)
 _MIDDLE_BLURS: Final = (0.03, 0.01, 0.005)
 _FINE_BLURS: Final = (0.005, 0.002, 0.0)
 _PAIRS_COARSE, _PAIRS_FINE = 10_000, 70_000
+_PAIRS_MIXUPS_ROUGH, _PAIRS_MIXUPS = 3_000, 20_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +101,8 @@ def calibrate(
 
     Raises:
         CalibrationAmbiguousError: When the views do not decide the field of view.
-        CalibrationContradictedError: When given cameras, or the meaning of the depth, disagree with the data.
+        CalibrationContradictedError: When given cameras, or the meaning of the depth, disagree with the data, or
+            when pictures look exchanged, mirrored or turned.
     """
     _check_names(dataset)
     views = prepare_views(dataset)
@@ -105,13 +111,15 @@ def calibrate(
     on_progress(2, 4, "photos aligned")
     if dataset.cameras is not None or fov_x_rad is not None:
         cameras = dataset.cameras or _rig(dataset, fov_x_rad or 0.0)
-        found = _given(views, cameras)
+        found = _given(views, cameras, is_rig=dataset.cameras is None)
     elif views.has_depth.sum() >= 2:
         found = _from_depth(dataset, views, shifts)
     else:
         found = _from_silhouettes(dataset, views, shifts)
     on_progress(4, 4, "calibrated")
-    return replace(found, photo_shifts=shifts, warnings=(*found.warnings, *_shift_warnings(dataset, shifts)))
+    contradictions = _violation_warnings(found.residuals) if dataset.cameras is None else ()
+    warnings = (*found.warnings, *contradictions, *_shift_warnings(dataset, shifts))
+    return replace(found, photo_shifts=shifts, warnings=warnings)
 
 
 def _check_names(dataset: Dataset) -> None:
@@ -130,9 +138,10 @@ def _from_depth(dataset: Dataset, views: PreparedViews, shifts: Sequence[PhotoSh
     fov = zoomed_fov(start_fov, solution.zoom)
     sigma = fov_uncertainty(problem, solution)
     rise = relative_rise(problem, solution, DECIDED_WITHIN_DEG)
+    residuals = residual_summary(problem, solution)
+    _check_mixups(views, _rig(dataset, fov), residuals)
     if sigma > MAX_UNCERTAINTY_DEG or rise < LEAST_RISE:
         return _from_both(dataset, views, shifts, fov)
-    residuals = residual_summary(problem, solution)
     _check_violations(residuals, "The depth renders do not fit one rig of six cameras")
     return _calibration(_rig(dataset, fov), solution.scales, sigma, "depth", residuals)
 
@@ -164,14 +173,17 @@ def _from_silhouettes(dataset: Dataset, views: PreparedViews, shifts: Sequence[P
     return _calibration(cameras, np.zeros(len(views.names)), found.sigma, "silhouettes", residuals)
 
 
-def _given(views: PreparedViews, cameras: tuple[PinholeCamera, ...]) -> Calibration:
+def _given(views: PreparedViews, cameras: tuple[PinholeCamera, ...], *, is_rig: bool) -> Calibration:
     """Take cameras as they are, fit the depth scales, and hold the cameras against the data."""
     residuals = {"rim_miss_px": _rim_miss(views, cameras)}
-    _check_rims(views, residuals["rim_miss_px"], "The given cameras contradict the silhouettes")
     if views.has_depth.sum() < 2:
+        _check_rims(views, residuals["rim_miss_px"], "The given cameras contradict the silhouettes")
         return _calibration(cameras, np.zeros(len(views.names)), 0.0, "given", residuals)
     problem, solution = _fitted_scales(views, cameras)
     residuals |= residual_summary(problem, solution)
+    if is_rig:
+        _check_mixups(views, cameras, residuals)
+    _check_rims(views, residuals["rim_miss_px"], "The given cameras contradict the silhouettes")
     _check_violations(residuals, "The given cameras contradict the depth renders")
     free = fit(problem, solution.zoom, solution.scales, (0.02, *_FINE_BLURS), fit_zoom=True)
     sigma = fov_uncertainty(problem, free)
@@ -249,6 +261,44 @@ def _check_violations(residuals: dict[str, float], what: str) -> None:
                 **{name: residuals[name]},
                 accepted=MAX_VIOLATION,
             )
+
+
+def _check_mixups(views: PreparedViews, cameras: tuple[PinholeCamera, ...], residuals: dict[str, float]) -> None:
+    """Refuse pictures that contradict each other on the rig, and would not if some were exchanged or turned back."""
+    if max(residuals["mask_violation"], residuals["front_violation"]) <= SUSPECT_VIOLATION:
+        return
+    rough, fine = (
+        Problem.of(views, sample_for(views, pairs), cameras) for pairs in (_PAIRS_MIXUPS_ROUGH, _PAIRS_MIXUPS)
+    )
+    mixup = explaining_mixup(rough, fine, SUSPECT_VIOLATION)
+    if mixup is None:
+        return
+    what = ", or ".join(mixup.descriptions)
+    raise CalibrationContradictedError(
+        f"The pictures look mixed up: {what}. As they are, {100 * mixup.violation_as_given:.1f} % of their points lie "
+        f"outside other silhouettes or in front of surfaces that other views see; without that, "
+        f"{100 * mixup.violation:.1f} %.",
+        suggestion="Rename the files or turn the pictures, photos and depth renders alike, to match the six-axis rig, "
+        "or supply a transforms.json with the cameras that they were taken with.",
+        mixups=list(mixup.descriptions),
+        violation=mixup.violation_as_given,
+        violation_without=mixup.violation,
+        mask_violation=residuals["mask_violation"],
+        front_violation=residuals["front_violation"],
+        accepted=SUSPECT_VIOLATION,
+    )
+
+
+def _violation_warnings(residuals: dict[str, float]) -> tuple[str, ...]:
+    mask, front = (residuals.get(name, 0.0) for name in ("mask_violation", "front_violation"))
+    if max(mask, front) <= SUSPECT_VIOLATION:
+        return ()
+    warning = (
+        f"The views contradict each other: {100 * mask:.1f} % of the points lie outside other silhouettes, and "
+        f"{100 * front:.1f} % in front of surfaces that other views see. Check that no picture is exchanged, "
+        "mirrored, turned or of another state of the object."
+    )
+    return (warning,)
 
 
 def _shift_warnings(dataset: Dataset, shifts: tuple[PhotoShift | None, ...]) -> tuple[str, ...]:
