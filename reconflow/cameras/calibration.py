@@ -52,6 +52,7 @@ MAX_RIM_MISS: Final = 0.004
 
 _SILHOUETTE_FOVS_DEG: Final = np.arange(12.0, 104.1, 4.0)
 _START_FOVS_DEG: Final = (12, 18, 25, 32, 40, 48, 56, 64, 72, 80, 90, 100)
+_MIDDLE_FOV_DEG: Final = 45
 _COARSE_BLURS: Final = (0.05, 0.02)
 _MIDDLE_BLURS: Final = (0.03, 0.01, 0.005)
 _FINE_BLURS: Final = (0.005, 0.002, 0.0)
@@ -139,7 +140,8 @@ def _from_depth(dataset: Dataset, views: PreparedViews, shifts: Sequence[PhotoSh
     sigma = fov_uncertainty(problem, solution)
     rise = relative_rise(problem, solution, DECIDED_WITHIN_DEG)
     residuals = residual_summary(problem, solution)
-    _check_mixups(views, _rig(dataset, fov), residuals)
+    if _is_suspect(residuals):
+        _check_mixups(views, _rig(dataset, fov))
     if sigma > MAX_UNCERTAINTY_DEG or rise < LEAST_RISE:
         return _from_both(dataset, views, shifts, fov)
     _check_violations(residuals, "The depth renders do not fit one rig of six cameras")
@@ -153,7 +155,10 @@ def _from_both(
     rims = with_photo_rims(views, dataset, shifts)
     found = fov_from_silhouettes(rims, lambda fov: _rig(dataset, fov), _SILHOUETTE_FOVS_DEG)
     cameras = _rig(dataset, math.radians(found.best))
-    _check_rims(views, _rim_miss(views, cameras), "No field of view makes the six silhouettes fit one object")
+    miss_px = _rim_miss(views, cameras)
+    if miss_px > MAX_RIM_MISS * int(views.sizes_hw.max()):
+        _check_mixups(views, _rig(dataset, math.radians(_MIDDLE_FOV_DEG)))
+    _check_rims(views, miss_px, "No field of view makes the six silhouettes fit one object")
     if found.sigma > MAX_SILHOUETTE_UNCERTAINTY_DEG:
         raise _ambiguous(math.degrees(depth_fov_rad), found.best, found.sigma)
     problem, solution = _fitted_scales(views, cameras)
@@ -181,8 +186,8 @@ def _given(views: PreparedViews, cameras: tuple[PinholeCamera, ...], *, is_rig: 
         return _calibration(cameras, np.zeros(len(views.names)), 0.0, "given", residuals)
     problem, solution = _fitted_scales(views, cameras)
     residuals |= residual_summary(problem, solution)
-    if is_rig:
-        _check_mixups(views, cameras, residuals)
+    if is_rig and _is_suspect(residuals):
+        _check_mixups(views, cameras)
     _check_rims(views, residuals["rim_miss_px"], "The given cameras contradict the silhouettes")
     _check_violations(residuals, "The given cameras contradict the depth renders")
     free = fit(problem, solution.zoom, solution.scales, (0.02, *_FINE_BLURS), fit_zoom=True)
@@ -263,10 +268,12 @@ def _check_violations(residuals: dict[str, float], what: str) -> None:
             )
 
 
-def _check_mixups(views: PreparedViews, cameras: tuple[PinholeCamera, ...], residuals: dict[str, float]) -> None:
+def _is_suspect(residuals: dict[str, float]) -> bool:
+    return max(residuals.get("mask_violation", 0.0), residuals.get("front_violation", 0.0)) > SUSPECT_VIOLATION
+
+
+def _check_mixups(views: PreparedViews, cameras: tuple[PinholeCamera, ...]) -> None:
     """Refuse pictures that contradict each other on the rig, and would not if some were exchanged or turned back."""
-    if max(residuals["mask_violation"], residuals["front_violation"]) <= SUSPECT_VIOLATION:
-        return
     rough, fine = (
         Problem.of(views, sample_for(views, pairs), cameras) for pairs in (_PAIRS_MIXUPS_ROUGH, _PAIRS_MIXUPS)
     )
@@ -276,23 +283,24 @@ def _check_mixups(views: PreparedViews, cameras: tuple[PinholeCamera, ...], resi
     what = ", or ".join(mixup.descriptions)
     raise CalibrationContradictedError(
         f"The pictures look mixed up: {what}. As they are, {100 * mixup.violation_as_given:.1f} % of their points lie "
-        f"outside other silhouettes or in front of surfaces that other views see; without that, "
-        f"{100 * mixup.violation:.1f} %.",
+        f"outside other silhouettes or in front of surfaces that other views see, and "
+        f"{100 * mixup.overlap_as_given:.0f} % on such surfaces; without that, {100 * mixup.violation:.1f} % and "
+        f"{100 * mixup.overlap:.0f} %.",
         suggestion="Rename the files or turn the pictures, photos and depth renders alike, to match the six-axis rig, "
         "or supply a transforms.json with the cameras that they were taken with.",
         mixups=list(mixup.descriptions),
         violation=mixup.violation_as_given,
         violation_without=mixup.violation,
-        mask_violation=residuals["mask_violation"],
-        front_violation=residuals["front_violation"],
+        overlap=mixup.overlap_as_given,
+        overlap_without=mixup.overlap,
         accepted=SUSPECT_VIOLATION,
     )
 
 
 def _violation_warnings(residuals: dict[str, float]) -> tuple[str, ...]:
-    mask, front = (residuals.get(name, 0.0) for name in ("mask_violation", "front_violation"))
-    if max(mask, front) <= SUSPECT_VIOLATION:
+    if not _is_suspect(residuals):
         return ()
+    mask, front = residuals["mask_violation"], residuals["front_violation"]
     warning = (
         f"The views contradict each other: {100 * mask:.1f} % of the points lie outside other silhouettes, and "
         f"{100 * front:.1f} % in front of surfaces that other views see. Check that no picture is exchanged, "

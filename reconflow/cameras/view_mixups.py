@@ -28,6 +28,13 @@ _COMMON, _REFINED = 4, 8
 MAX_LEFT: Final = 0.4
 """A mix-up explains contradictions when undoing it leaves no more than this share of them."""
 
+MORE_OVERLAP: Final = 0.1
+"""It also does when so many more of the points, as a share of all, then lie on other views' surfaces: a wrong field of
+view can pull views that contradict each other apart until they have little in common."""
+
+SHARED: Final = 0.9
+"""An explanation has at least this part of the largest overlap found: with nothing in common nothing contradicts."""
+
 AS_GOOD: Final = 0.004
 """Mix-ups whose violations differ by less explain the pictures equally well; then the commoner one is named."""
 
@@ -42,12 +49,14 @@ class MixUp:
         violation: The larger of mask and front violation (see `residual_summary`) that is left when it is undone.
         violation_as_given: The same for the pictures as they are, fitted in the same way.
         overlap: Share of points on another view's surface when it is undone.
+        overlap_as_given: The same for the pictures as they are.
     """
 
     descriptions: tuple[str, ...]
     violation: float
     violation_as_given: float
     overlap: float
+    overlap_as_given: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +87,18 @@ def explaining_mixup(rough: Problem, fine: Problem, accepted: float) -> MixUp | 
     best = sorted(trials[_COMMON:], key=lambda trial: trial.fit.net_cost)[:_REFINED]
     in_order = sorted([*trials[:_COMMON], *best], key=lambda trial: trial.rank)
     mixups = [_refined(fine, trial, as_given.violation) for trial in in_order]
-    least = min(mixup.violation for mixup in mixups)
-    chosen = next(mixup for mixup in mixups if mixup.violation <= least + AS_GOOD)
-    return chosen if chosen.violation <= min(accepted, MAX_LEFT * as_given.violation) else None
+    free = [mixup for mixup in mixups if mixup.violation <= accepted]
+    if not free:
+        return None
+    least, most = min(mixup.violation for mixup in free), max(mixup.overlap for mixup in free)
+    good = (m for m in free if m.overlap >= SHARED * most and m.violation <= least + AS_GOOD)
+    chosen = next(good, None)
+    if chosen is None or chosen.overlap < SHARED * as_given.overlap:
+        return None
+    explains = (
+        chosen.violation <= MAX_LEFT * as_given.violation or chosen.overlap >= 2 * as_given.overlap + MORE_OVERLAP
+    )
+    return replace(chosen, overlap_as_given=as_given.overlap) if explains else None
 
 
 def _tried(rough: Problem, rank: int, hypothesis: _Hypothesis) -> _Trial:
