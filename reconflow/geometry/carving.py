@@ -20,8 +20,13 @@ from skimage import measure
 from reconflow.cameras.camera import unproject_pixels
 from reconflow.errors import ModelConvergenceError
 from reconflow.geometry.depth import SurfaceObservation, depth_jump, sample_depth
+from reconflow.geometry.facts import mesh_facts
 from reconflow.geometry.mesh import TriangleMesh
 from reconflow.parallel import row_bands, run_jobs, thread_count
+
+_CLEARANCES = (1e-2, 5e-2, 2e-1)
+"""Samples nearer to the level than this part of a cell are moved off it: triangles through a sample degenerate, and
+the table of cases can leave a hole between two cells that round it differently. The first that leaves none is taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +136,18 @@ def extract_surface(field: NDArray[np.float32], grid: Grid) -> TriangleMesh:
     """
     if not (field < 0).any():
         raise _empty_hull()
-    limit = np.float32(4 * grid.spacing)
-    padded = np.pad(np.clip(field, -limit, limit), 1, constant_values=limit)
+    for clearance in _CLEARANCES:
+        mesh = _marched(field, grid, clearance)
+        if mesh_facts(mesh).boundary_edges == 0:
+            break
+    return mesh
+
+
+def _marched(field: NDArray[np.float32], grid: Grid, clearance: float) -> TriangleMesh:
+    """March the cubes of a field whose samples keep `clearance` cells away from the level."""
+    clear, limit = np.float32(clearance * grid.spacing), np.float32(4 * grid.spacing)
+    off_level = np.where(np.abs(field) < clear, np.where(field < 0, -clear, clear), field)
+    padded = np.pad(np.clip(off_level, -limit, limit), 1, constant_values=limit)
     marching_cubes: Any = measure.marching_cubes
     vertices, faces, _, _ = marching_cubes(padded, 0.0, gradient_direction="descent")
     world = grid.origin + (vertices - 1.0) * grid.spacing

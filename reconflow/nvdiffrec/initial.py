@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy import sparse
-from scipy.sparse.linalg import cg
 
 from reconflow.errors import ModelConvergenceError
 from reconflow.geometry.carving import bounding_grid, carve, extract_surface
@@ -15,7 +14,7 @@ from reconflow.geometry.depth import SurfaceObservation
 from reconflow.geometry.facts import mesh_facts
 from reconflow.geometry.mesh import TriangleMesh
 from reconflow.geometry.remesh import fix_non_manifold, remesh_to_budget
-from reconflow.nvdiffrec.large_steps import edge_laplacian
+from reconflow.nvdiffrec.large_steps import conjugate_gradient, edge_laplacian
 
 _SMOOTHING = 2.0
 """Weight of the squared Laplacian against staying put, in squared edges of the carving grid's surface."""
@@ -64,5 +63,8 @@ def smooth_surface(mesh: TriangleMesh, weight: float) -> TriangleMesh:
     averaged = degree @ laplacian
     system = (sparse.identity(len(mesh.vertices)) + weight * (averaged.T @ averaged)).tocsr()
     start = mesh.vertices.astype(np.float64)
-    columns = [cg(system, start[:, axis], x0=start[:, axis], rtol=1e-6, maxiter=100)[0] for axis in range(3)]
+    columns = [
+        conjugate_gradient(system, start[:, axis], start[:, axis], tolerance=1e-6, max_iterations=100)
+        for axis in range(3)
+    ]
     return TriangleMesh(np.stack(columns, axis=1).astype(np.float32), mesh.faces)

@@ -31,6 +31,43 @@ def edge_laplacian(faces: NDArray[np.int32], vertex_count: int) -> Any:
     return (sparse.diags(degree) - adjacency).tocsc()
 
 
+def conjugate_gradient(
+    system: Any, right: FloatArray, start: FloatArray, *, tolerance: float, max_iterations: int
+) -> FloatArray:
+    """Solve a sparse symmetric positive definite system by Jacobi-preconditioned conjugate gradients.
+
+    All sums are numpy's pairwise ones, so that the result does not depend on how many threads a BLAS uses.
+
+    Args:
+        system: (N, N) scipy sparse matrix.
+        right: (N,) right-hand side.
+        start: (N,) first guess.
+        tolerance: Residual to stop at, relative to the right-hand side's length.
+        max_iterations: Stop after so many steps in any case.
+
+    Returns:
+        (N,) solution.
+    """
+    inverse_diagonal = 1.0 / system.diagonal()
+    solution = start.copy()
+    residual: FloatArray = right - system @ solution
+    conditioned = inverse_diagonal * residual
+    direction = conditioned.copy()
+    energy = float((residual * conditioned).sum())
+    limit = tolerance**2 * float((right * right).sum())
+    for _ in range(max_iterations):
+        if float((residual * residual).sum()) <= limit:
+            break
+        image: FloatArray = system @ direction
+        length = energy / float((direction * image).sum())
+        solution += length * direction
+        residual -= length * image
+        conditioned = inverse_diagonal * residual
+        energy, last = float((residual * conditioned).sum()), energy
+        direction = conditioned + energy / last * direction
+    return solution
+
+
 class PreconditionedDescent:
     """Adam with one shared second moment, on smoothed coordinates of a fixed-topology mesh."""
 

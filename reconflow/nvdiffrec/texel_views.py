@@ -28,6 +28,10 @@ _WIDE_POWER = 1.5
 """The same for the low frequencies, which are blended over wider bands."""
 
 
+_BLOCK_TEXELS = 1 << 19
+"""Texels worked on at once by one thread."""
+
+
 @dataclass(frozen=True, eq=False)
 class Texels:
     """The texels that the surface covers.
@@ -72,7 +76,7 @@ def locate_texels(mesh: TriangleMesh, face_id: NDArray[np.int32], bary: Float32)
     faces = mesh.faces[face_id.ravel()[index]]
     first_two = bary.reshape(-1, 2)[index]
     weights = np.stack([first_two[:, 0], first_two[:, 1], 1 - first_two.sum(axis=1)], axis=1)
-    normals = vertex_normals(mesh)
+    normals = vertex_normals(mesh).astype(np.float32)
     position, normal = np.zeros((2, len(index), 3), np.float32)
     for corner in range(3):
         position += weights[:, corner : corner + 1] * mesh.vertices[faces[:, corner]]
@@ -139,23 +143,27 @@ def gather(
         quality: (N,) float32 how well the best view sees the texel, 0 unseen to 1 head-on and far from depth edges.
     """
     count = len(texels.index)
-    sums, wide_sums = np.zeros((2, count, 4), np.float32)
-    quality = np.zeros(count, np.float32)
-    for number, (view, image) in enumerate(zip(geometry, images, strict=True)):
-        low = image if low_images is None else low_images[number]
-        run_jobs([
-            partial(
-                _gather_view, texels.position, texels.normal, np.ascontiguousarray(view.camera.cam_from_world),
+    colour, quality = np.zeros((count, 3), np.float32), np.zeros(count, np.float32)
+    blocks = row_bands(count, max(thread_count(), -(-count // _BLOCK_TEXELS)))
+    lows = images if low_images is None else low_images
+
+    def block(start: int, stop: int) -> None:
+        part = slice(start, stop)
+        sums, wide_sums = np.zeros((2, stop - start, 4), np.float32)
+        for view, image, low in zip(geometry, images, lows, strict=True):
+            _gather_view(
+                texels.position[part], texels.normal[part], np.ascontiguousarray(view.camera.cam_from_world),
                 np.array([*view.camera.focal_px, *view.camera.centre_px]), view.camera.position_world.copy(),
                 view.depth, view.trust, image, low, low_images is not None, grazing_power, sums, wide_sums,
-                quality, start, stop,
-            )
-            for start, stop in row_bands(count, thread_count())
-        ])  # fmt: skip
-    colour = sums[:, :3] / np.maximum(sums[:, 3:], 1e-20)
-    if low_images is not None:
-        colour += wide_sums[:, :3] / np.maximum(wide_sums[:, 3], 1e-20)[:, None]
-    return np.where(quality[:, None] > 0, colour, np.float32(0)), quality
+                quality[part],
+            )  # fmt: skip
+        blended = sums[:, :3] / np.maximum(sums[:, 3:], 1e-20)
+        if low_images is not None:
+            blended += wide_sums[:, :3] / np.maximum(wide_sums[:, 3:], 1e-20)
+        colour[part] = np.where(quality[part][:, None] > 0, blended, np.float32(0))
+
+    run_jobs([partial(block, start, stop) for start, stop in blocks])
+    return colour, quality
 
 
 @njit(cache=True, nogil=True)
@@ -187,14 +195,12 @@ def _gather_view(
     sums: Float32,
     wide_sums: Float32,
     quality: Float32,
-    start: int,
-    stop: int,
 ) -> None:
     """Add one view's weighted colours to the sums of the texels it sees."""
     fx, fy, cx, cy = intrinsics
     height, width = depth.shape
     m = cam_from_world
-    for n in range(start, stop):
+    for n in range(position.shape[0]):
         x, y, z = position[n, 0], position[n, 1], position[n, 2]
         d = -(m[2, 0] * x + m[2, 1] * y + m[2, 2] * z + m[2, 3])
         if d <= 1e-6:

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
-from scipy.sparse.linalg import cg
 
 from reconflow.colour import linear_from_srgb, srgb_from_linear
 from reconflow.geometry.atlas import Atlas
 from reconflow.geometry.atlas_raster import dilate, rasterize_atlas
 from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
-from reconflow.nvdiffrec.large_steps import edge_laplacian
+from reconflow.nvdiffrec.large_steps import conjugate_gradient, edge_laplacian
 from reconflow.nvdiffrec.photos import Photo, shrink
 from reconflow.nvdiffrec.texel_views import Texels, ViewGeometry, gather, locate_texels, see_mesh
 from reconflow.progress import OnProgress, ignore_progress
@@ -172,9 +171,8 @@ def _fill_unseen(
     system = (edge_laplacian(mesh.faces, count) + sparse.diags(np.where(known, 1e3, 1e-6))).tocsr()
     mean = vertex_colour[known].mean(axis=0)
     right = np.where(known[:, None], 1e3 * vertex_colour, 1e-6 * mean)
-    inverse_diagonal = sparse.diags(1.0 / system.diagonal())
     channels = [
-        cg(system, right[:, c], x0=np.full(count, mean[c]), rtol=1e-5, maxiter=400, M=inverse_diagonal)[0]
+        conjugate_gradient(system, right[:, c], np.full(count, mean[c]), tolerance=1e-5, max_iterations=400)
         for c in range(3)
     ]
     smooth = np.stack(channels, axis=1).astype(np.float32)

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from scipy import sparse
 from scipy.linalg import solve
 
 from reconflow.geometry.mesh import TriangleMesh
-from reconflow.nvdiffrec.large_steps import PreconditionedDescent, edge_laplacian
+from reconflow.nvdiffrec.large_steps import PreconditionedDescent, conjugate_gradient, edge_laplacian
 from tests.geometry.shapes import SOLIDS, cube, iso_surface, joined
 
 
@@ -95,3 +96,12 @@ def test_no_gradient_no_step() -> None:
     mesh = small_torus()
     descent = PreconditionedDescent(mesh, smoothness=5.0, learning_rate=0.05)
     np.testing.assert_allclose(descent.step(np.zeros((len(mesh.vertices), 3))), mesh.vertices, atol=1e-6)
+
+
+def test_conjugate_gradients_agree_with_a_direct_solve() -> None:
+    rng = np.random.default_rng(0)
+    dense = rng.standard_normal((40, 40))
+    system = sparse.csr_matrix(dense @ dense.T + 40 * np.eye(40))
+    right = rng.standard_normal(40)
+    found = conjugate_gradient(system, right, np.zeros(40), tolerance=1e-10, max_iterations=200)
+    np.testing.assert_allclose(found, np.linalg.solve(system.toarray(), right), atol=1e-8)
