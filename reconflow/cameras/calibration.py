@@ -181,14 +181,17 @@ def _from_silhouettes(dataset: Dataset, views: PreparedViews, shifts: Sequence[P
 def _given(views: PreparedViews, cameras: tuple[PinholeCamera, ...], *, is_rig: bool) -> Calibration:
     """Take cameras as they are, fit the depth scales, and hold the cameras against the data."""
     residuals = {"rim_miss_px": _rim_miss(views, cameras)}
-    if views.has_depth.sum() < 2:
+    has_depth = views.has_depth.sum() >= 2
+    if not (is_rig and has_depth):
         _check_rims(views, residuals["rim_miss_px"], "The given cameras contradict the silhouettes")
+    if not has_depth:
         return _calibration(cameras, np.zeros(len(views.names)), 0.0, "given", residuals)
     problem, solution = _fitted_scales(views, cameras)
     residuals |= residual_summary(problem, solution)
-    if is_rig and _is_suspect(residuals):
-        _check_mixups(views, cameras)
-    _check_rims(views, residuals["rim_miss_px"], "The given cameras contradict the silhouettes")
+    if is_rig:
+        if _is_suspect(residuals):
+            _check_mixups(views, cameras)
+        _check_rims(views, residuals["rim_miss_px"], "The given cameras contradict the silhouettes")
     _check_violations(residuals, "The given cameras contradict the depth renders")
     free = fit(problem, solution.zoom, solution.scales, (0.02, *_FINE_BLURS), fit_zoom=True)
     sigma = fov_uncertainty(problem, free)
