@@ -40,7 +40,7 @@ _METHOD_TEXTS: Final = {
 _SURFACE_LOSSES: Final = ("rgb", "silhouette", "depth")
 _GIVEN_BY_DATASET: Final = "The cameras came with the dataset and were checked against its pictures."
 _GIVEN_BY_USER: Final = "The field of view was given by the user and checked against the pictures."
-_ENGINES: Final = {"device": "cpu", "rendering": "numba", "atlas": "xatlas"}
+_ENGINES: Final = {"device": "cpu", "rendering": "numba", "atlas": "projective charts"}
 _PHOTOS_OFF_DEPTH: Final = (
     "The photos are shifted against their depth renders (see Cameras); the surface was fitted to where the photos "
     "agree, near the depth."

@@ -78,7 +78,7 @@ def test_the_manifest_tells_options_seed_engines_and_photo_shifts() -> None:
     assert facts is not None
     assert (facts.seed, facts.options["seed"], facts.options["fov_deg"]) == (7, 7, 41.3)
     assert facts.options["settings"]["texture_size"] > 0
-    assert facts.engines == {"device": "cpu", "rendering": "numba", "atlas": "xatlas"}
+    assert facts.engines == {"device": "cpu", "rendering": "numba", "atlas": "projective charts"}
     assert facts.photo_shifts == {"front": (3.0, -4.0)}
 
 
