@@ -47,7 +47,7 @@ _PRESETS: dict[Preset, dict[str, int]] = {
         "target_faces": 60_000,
     },
     Preset.HIGH: {
-        "grid_resolution": 320, "steps": 1000, "resolution": 1024, "texture_size": 4096, "texture_steps": 6,
+        "grid_resolution": 320, "steps": 1000, "resolution": 1024, "texture_size": 3072, "texture_steps": 6,
         "target_faces": 150_000,
     },
 }  # fmt: skip
