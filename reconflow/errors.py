@@ -25,7 +25,10 @@ class ErrorCode(StrEnum):
     JOB_NOT_FOUND = "JOB_NOT_FOUND"
     JOB_NOT_READY = "JOB_NOT_READY"
     JOB_EXPIRED = "JOB_EXPIRED"
+    JOB_ALREADY_FINISHED = "JOB_ALREADY_FINISHED"
     CANCELLED = "CANCELLED"
+    CANCELLATION_NOT_REQUESTED = "CANCELLATION_NOT_REQUESTED"
+    CANCELLATION_EXPIRED = "CANCELLATION_EXPIRED"
     # model
     MODEL_FAILED = "MODEL_FAILED"
     MODEL_UNAVAILABLE = "MODEL_UNAVAILABLE"
@@ -39,6 +42,7 @@ class ErrorCode(StrEnum):
     DISK_FULL = "DISK_FULL"
     MEMORY_EXHAUSTED = "MEMORY_EXHAUSTED"
     STORAGE_UNREACHABLE = "STORAGE_UNREACHABLE"
+    STORAGE_REFUSED = "STORAGE_REFUSED"
     SERVER_UNREACHABLE = "SERVER_UNREACHABLE"
     UNKNOWN_ERROR = "UNKNOWN_ERROR"
 
@@ -154,6 +158,24 @@ class JobExpiredError(StateError):
     code = ErrorCode.JOB_EXPIRED
 
 
+class JobAlreadyFinishedError(StateError):
+    """The run has ended, so that there is nothing left to do to it."""
+
+    code = ErrorCode.JOB_ALREADY_FINISHED
+
+
+class CancellationNotRequestedError(StateError):
+    """A cancellation was confirmed that nobody has requested."""
+
+    code = ErrorCode.CANCELLATION_NOT_REQUESTED
+
+
+class CancellationExpiredError(StateError):
+    """A cancellation was confirmed too long after it was requested."""
+
+    code = ErrorCode.CANCELLATION_EXPIRED
+
+
 class Cancelled(StateError):  # noqa: N818 - the name by which callers know it
     """The caller asked a long computation to stop; raised from `on_progress`."""
 
@@ -223,6 +245,12 @@ class StorageUnreachableError(ResourceError):
 
     code = ErrorCode.STORAGE_UNREACHABLE
     retryable = True
+
+
+class StorageRefusedError(ResourceError):
+    """The store answers and refuses: wrong credentials, a missing permission, or no such bucket."""
+
+    code = ErrorCode.STORAGE_REFUSED
 
 
 class ServerUnreachableError(ResourceError):
