@@ -10,6 +10,7 @@ from reconflow.progress import OnProgress
 
 if TYPE_CHECKING:
     from reconflow.cameras.calibration import Calibration
+    from reconflow.checkpoints import Checkpoint
     from reconflow.datasets.dataset import Dataset
     from reconflow.reconstruction import Reconstruction
 
@@ -24,9 +25,17 @@ class ReconstructionModel(Protocol):
         """Make ready to reconstruct: weights, compiled kernels."""
 
     def reconstruct(
-        self, dataset: Dataset, calibration: Calibration, options: Any, on_progress: OnProgress
+        self,
+        dataset: Dataset,
+        calibration: Calibration,
+        options: Any,
+        on_progress: OnProgress,
+        checkpoint: Checkpoint | None = None,
     ) -> Reconstruction:
-        """Reconstruct the object; may be called again."""
+        """Reconstruct the object; may be called again.
+
+        With a checkpoint of an earlier attempt at the same work it goes on from there, to the same result.
+        """
 
     def release(self) -> None:
         """Give the memory back."""

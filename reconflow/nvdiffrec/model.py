@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from reconflow.cameras.calibration import Calibration
+from reconflow.checkpoints import Checkpoint
 from reconflow.datasets.dataset import Dataset
 from reconflow.errors import GpuUnavailableError
 from reconflow.geometry.atlas import unwrap
@@ -17,7 +18,7 @@ from reconflow.nvdiffrec.geometry_fit import AGREEING, RECONCILING
 from reconflow.nvdiffrec.initial import initial_surface
 from reconflow.nvdiffrec.options import NvdiffrecOptions
 from reconflow.nvdiffrec.photos import Photo, prepare_photo
-from reconflow.nvdiffrec.surface_fit import SurfaceSchedule, fit_surface
+from reconflow.nvdiffrec.surface_fit import FitState, SurfaceSchedule, fit_surface
 from reconflow.nvdiffrec.texture import fit_texture
 from reconflow.progress import OnProgress, ignore_progress, part_of
 from reconflow.reconstruction import Reconstruction
@@ -56,6 +57,7 @@ class NvdiffrecModel:
         calibration: Calibration,
         options: NvdiffrecOptions,
         on_progress: OnProgress = ignore_progress,
+        checkpoint: Checkpoint | None = None,
     ) -> Reconstruction:
         """Fit a textured mesh to a calibrated dataset.
 
@@ -64,6 +66,8 @@ class NvdiffrecModel:
             calibration: Its cameras and depth scales.
             options: How to fit.
             on_progress: Receiver of progress; may raise `Cancelled`.
+            checkpoint: Keeps the surface after its start and after every round of its fit. A fit that goes on from
+                one ends exactly as an uninterrupted one.
 
         Returns:
             The mesh in the frame of the calibration's cameras.
@@ -77,7 +81,11 @@ class NvdiffrecModel:
         with _timed(timings, "initial_surface"):
             observations = _observe(dataset, calibration)
             on_progress(20, 1000, "carving the first surface")
-            mesh = initial_surface(observations, settings.grid_resolution, settings.target_faces)
+            state = None if checkpoint is None else FitState.load(checkpoint)
+            if state is None:
+                state = FitState(initial_surface(observations, settings.grid_resolution, settings.target_faces))
+                if checkpoint is not None:
+                    state.save(checkpoint)
         with _timed(timings, "surface_fit"):
             disagree = _photos_disagree(dataset, calibration)
             schedule = SurfaceSchedule(
@@ -86,7 +94,8 @@ class NvdiffrecModel:
                 weights=RECONCILING if disagree else AGREEING,
             )
             views = list(zip(dataset.views, calibration.cameras, strict=True))
-            mesh, losses, levels = fit_surface(mesh, observations, views, schedule, part_of(on_progress, 0.1, 0.7))
+            fit_progress = part_of(on_progress, 0.1, 0.7)
+            mesh, losses, levels = fit_surface(state, observations, views, schedule, fit_progress, checkpoint)
         with _timed(timings, "texture_fit"):
             photos = _photos(dataset, calibration, texture_size)
             atlas = unwrap(mesh, texture_size)
