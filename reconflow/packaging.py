@@ -16,11 +16,12 @@ from reconflow.cameras.calibration import Calibration
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.cameras.formats import format_nerf, format_nerfstudio
 from reconflow.datasets.dataset import Dataset
+from reconflow.datasets.sources import canonical_location, describe_source
 from reconflow.errors import ReconflowError
 from reconflow.outputs.files import write_json
 from reconflow.outputs.glb import write_glb
 from reconflow.outputs.obj import write_obj, write_texture
-from reconflow.outputs.package import UNIT_TEXT, ManifestFacts, RunStatus, ScaleSource, write_package
+from reconflow.outputs.package import UNIT_TEXT, ManifestFacts, RunSource, RunStatus, ScaleSource, write_package
 from reconflow.outputs.ply import write_ply
 from reconflow.outputs.report import CalibrationSummary, ReportData, write_report
 from reconflow.outputs.runs import RunLayout
@@ -29,7 +30,7 @@ from reconflow.reconstruction import Reconstruction
 from reconflow.request import RunRequest
 from reconflow.resources import describe_machine
 from reconflow.result_frame import ResultFrame
-from reconflow.stage_results import CamerasResult, DatasetResult, InferResult, StageRecord, StageResult
+from reconflow.stage_results import CamerasResult, DatasetResult, InferResult, ModelResult, StageRecord, StageResult
 
 LICENCES: Final = {"reconflow": "Apache-2.0"}
 AnyResult = TypeVar("AnyResult", bound=StageResult)
@@ -171,6 +172,24 @@ def manifest_facts(facts: RunFacts) -> ManifestFacts | None:
     )
 
 
+def run_source(facts: RunFacts) -> RunSource:
+    """Return what the manifest says of the run's origin, also when the dataset was refused."""
+    dataset, model = facts.result(DatasetResult), facts.result(ModelResult)
+    return RunSource(
+        location=canonical_location(facts.request.dataset),
+        listing=dataset.listing if dataset is not None else _listing_now(facts.request.dataset),
+        options=facts.request.model_dump(mode="json", exclude={"dataset", "out"}),
+        model_versions={} if model is None else {model.name: model.version},
+    )
+
+
+def _listing_now(location: str) -> str:
+    try:
+        return describe_source(location).listing
+    except ReconflowError:
+        return ""
+
+
 def write_run_report(
     layout: RunLayout,
     facts: RunFacts,
@@ -277,7 +296,7 @@ def write_failure(layout: RunLayout, facts: RunFacts, error: ReconflowError) -> 
     """
     write_json(layout.error, error_facts(layout, facts, error))
     write_run_facts(layout, facts, RunStatus.FAILED)
-    write_package(layout, manifest_facts(facts), status=RunStatus.FAILED)
+    write_package(layout, manifest_facts(facts), status=RunStatus.FAILED, source=run_source(facts))
 
 
 def error_facts(layout: RunLayout, facts: RunFacts, error: ReconflowError) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from reconflow import models
 from reconflow.cameras.calibration import Calibration, calibrate
 from reconflow.datasets.dataset import Dataset
 from reconflow.datasets.loading import load_dataset
+from reconflow.datasets.sources import describe_source
 from reconflow.errors import (
     Cancelled,
     DiskFullError,
@@ -36,6 +37,7 @@ from reconflow.packaging import (
     RunFacts,
     error_facts,
     manifest_facts,
+    run_source,
     write_failure,
     write_meshes,
     write_run_facts,
@@ -132,10 +134,12 @@ def validate(run: RunRef, on_progress: OnProgress = ignore_progress) -> DatasetR
     """
     clock = StageClock("validate")
     on_progress(0, 1, "validate: reading the dataset")
+    listing = describe_source(run.request.dataset).listing
     dataset = _loaded(run.request.dataset)
     return DatasetResult(
         record=clock.record(),
         location=run.request.dataset,
+        listing=listing,
         name=dataset.name,
         layout=dataset.layout,
         digest=dataset.digest,
@@ -338,7 +342,7 @@ def package(
     if failure is not None:
         write_json(layout.error, error_facts(layout, facts, failure))
     write_run_facts(layout, facts, status, under_way=clock.record())
-    write_package(layout, manifest_facts(facts), status=status)
+    write_package(layout, manifest_facts(facts), status=status, source=run_source(facts))
     progress(3, 3, "done")
     return PackageResult(
         record=clock.record(),

@@ -64,6 +64,8 @@ class DatasetResult(StageResult, frozen=True, extra="forbid"):
     """A dataset that passed validation."""
 
     location: str
+    listing: str = ""
+    """Digest of the dataset's listing, taken before it was read."""
     name: str
     layout: str
     digest: str

@@ -95,11 +95,21 @@ class ManifestFacts(BaseModel, frozen=True, extra="forbid"):
     licences: dict[str, str] = Field(default_factory=dict, description="What touched the asset, under which licence.")
 
 
+class RunSource(BaseModel, frozen=True, extra="forbid"):
+    """What a run was made from: enough to tell, without opening a picture, whether it would be made the same again."""
+
+    location: str = Field(description="The dataset: an absolute folder or an s3:// address.")
+    listing: str = Field(description="The dataset's listing digest, taken before it was read; empty when unknown.")
+    options: dict[str, Any] = Field(description="The request, all of it but dataset and output.")
+    model_versions: dict[str, str] = Field(default_factory=dict, description="By model, of those that were loaded.")
+
+
 class Manifest(BaseModel, frozen=True, extra="forbid"):
     """The content of `manifest.json`."""
 
     format_version: int = FORMAT_VERSION
     status: RunStatus
+    source: RunSource | None = Field(default=None, description="None in runs of versions that did not record it.")
     facts: ManifestFacts | None = Field(description="None when the run failed before they were known.")
     unit: str
     axes: str = _AXES
@@ -109,7 +119,11 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
 
 
 def write_package(
-    layout: RunLayout, facts: ManifestFacts | None, *, status: RunStatus = RunStatus.COMPLETED
+    layout: RunLayout,
+    facts: ManifestFacts | None,
+    *,
+    status: RunStatus = RunStatus.COMPLETED,
+    source: RunSource | None = None,
 ) -> Manifest:
     """Zip everything in the run's folder, then write the manifest.
 
@@ -120,6 +134,7 @@ def write_package(
         layout: The run; its files are complete.
         facts: Everything else the manifest says; None when the run failed before it was known.
         status: Of the run.
+        source: What the run was made from.
 
     Raises:
         IncompleteResultsError: A completed run lacks one of the files that every result has.
@@ -130,7 +145,7 @@ def write_package(
     layout.manifest.unlink(missing_ok=True)
     paths = _run_files(layout)
     entries = tuple(_entry(layout.root, path) for path in paths)
-    inner = _manifest(status, facts, entries)
+    inner = _manifest(status, facts, entries, source)
     with replacing(layout.archive) as stream:
         _write_zip(stream, layout.root, paths, _manifest_bytes(inner))
     archive = _entry(layout.root, layout.archive, varies=True)
@@ -233,9 +248,12 @@ def _entry(root: Path, path: Path, *, varies: bool = False) -> FileEntry:
     )
 
 
-def _manifest(status: RunStatus, facts: ManifestFacts | None, entries: tuple[FileEntry, ...]) -> Manifest:
+def _manifest(
+    status: RunStatus, facts: ManifestFacts | None, entries: tuple[FileEntry, ...], source: RunSource | None
+) -> Manifest:
     return Manifest(
         status=status,
+        source=source,
         facts=facts,
         unit=UNIT_TEXT[facts.scale] if facts is not None else "unknown",
         colour_spaces=_COLOUR_SPACES,
