@@ -7,7 +7,7 @@ of the former entry is about to fetch.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ from reconflow.errors import (
     ValidationFailedError,
 )
 from reconflow.outputs.files import sha256_of
-from reconflow.outputs.package import FileEntry, Manifest
+from reconflow.outputs.package import MANIFEST_NAME, FileEntry, Manifest
 from reconflow.storage.protocol import StoredStage, Targets
 
 RESULT_NAME: Final = "result.json"
@@ -41,6 +41,10 @@ class StageFile(BaseModel, frozen=True, extra="forbid"):
     def stored_name(self, name: str) -> str:
         """Return where the file is inside its entry."""
         return f"files/{self.sha256[:16]}/{name}"
+
+
+FetchFiles = Callable[[Sequence[tuple[StageFile, str, Path]]], None]
+"""Copies files of an entry, each with its description, its name inside the entry, and where it goes."""
 
 
 class StageEntry(BaseModel, frozen=True, extra="forbid"):
@@ -106,7 +110,7 @@ def make_entry(result: Mapping[str, Any], files: Mapping[str, Path]) -> StageEnt
 
 def find_entry(
     read: Callable[[], bytes | None],
-    fetch: Callable[[str, StageFile, Path], None],
+    fetch: FetchFiles,
     discard: Callable[[], None],
     into: Targets,
     warnings: list[str] | None,
@@ -117,7 +121,7 @@ def find_entry(
 
     Args:
         read: Returns the content of the entry's `result.json`, None when there is none.
-        fetch: Copies a file of the entry to a path, checked; raises `IncompleteResultsError` when it is damaged.
+        fetch: Copies files of the entry to paths, checked; raises `IncompleteResultsError` when one is damaged.
         discard: Removes the entry.
         into: Where the files go.
         warnings: Told of a damaged entry.
@@ -138,6 +142,20 @@ def find_entry(
     return None
 
 
+def parse_manifest(content: bytes) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        IncompleteResultsError: It is damaged.
+    """
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError:
+        raise IncompleteResultsError(
+            "The run's manifest cannot be read.", suggestion="Fetch the run again, or repeat it.", file=MANIFEST_NAME
+        ) from None
+
+
 def checked_entry(manifest: Manifest, run_id: str, name: str) -> FileEntry | None:
     """Return the manifest's entry of a file; None for the manifest itself.
 
@@ -145,7 +163,7 @@ def checked_entry(manifest: Manifest, run_id: str, name: str) -> FileEntry | Non
         JobNotFoundError: The run has no such file.
     """
     entry = next((entry for entry in manifest.files if entry.path == name), None)
-    if entry is None and name != "manifest.json":
+    if entry is None and name != MANIFEST_NAME:
         raise JobNotFoundError(
             f"The run {run_id} has no file {name[:120]!r}.",
             suggestion="Choose one that the run's manifest lists, like nvdiffrec/mesh.glb.",
@@ -188,14 +206,14 @@ def _expired(run_id: str, content: bytes) -> JobExpiredError:
     )
 
 
-def _fetched(content: bytes, fetch: Callable[[str, StageFile, Path], None], into: Targets) -> StoredStage:
+def _fetched(content: bytes, fetch: FetchFiles, into: Targets) -> StoredStage:
     entry = StageEntry.model_validate_json(content)
     placed: dict[str, Path] = {}
-    for name, file in entry.files.items():
+    for name in entry.files:
         if relative_name(name) != name:
             raise IncompleteResultsError("It names a file outside of itself.", suggestion="Run it again.")
         target = into(name) if callable(into) else into.get(name)
         if target is not None:
-            fetch(name, file, target)
             placed[name] = target
+    fetch([(entry.files[name], entry.files[name].stored_name(name), target) for name, target in placed.items()])
     return StoredStage(entry.result, placed)

@@ -183,8 +183,9 @@ class LocalStore:
         """Return a kept result with its files copied and checked, or None."""
         folder = self._stage(stage, key)
 
-        def fetch(name: str, file: StageFile, target: Path) -> None:
-            _copy_checked(folder / file.stored_name(name), target, file.sha256)
+        def fetch(files: Sequence[tuple[StageFile, str, Path]]) -> None:
+            for file, stored, target in files:
+                _copy_checked(folder / stored, target, file.sha256)
 
         return find_entry(lambda: _read(folder / RESULT_NAME), fetch, lambda: _remove_entry(folder), into, warnings)
 

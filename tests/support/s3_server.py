@@ -1,0 +1,75 @@
+"""A real S3-speaking server over HTTP for tests: moto's, in threads of this process, on a port of its own."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+KEY, SECRET, REGION = "tester", "tester-secret", "us-east-1"
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """The server's address, and ways to look behind it."""
+
+    endpoint_url: str
+
+    def new_bucket(self) -> str:
+        """Create an empty bucket and return its name."""
+        name = f"bucket-{next(_numbers)}"
+        self.client().create_bucket(Bucket=name)
+        return name
+
+    def client(self) -> Any:
+        """Return a client of its own, without anything of the code under test."""
+        import boto3
+
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            aws_access_key_id=KEY,
+            aws_secret_access_key=SECRET,
+            region_name=REGION,
+        )
+
+    def keys(self, bucket: str, prefix: str = "") -> list[str]:
+        """Return the keys in a bucket."""
+        pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return [item["Key"] for page in pages for item in page.get("Contents", ())]
+
+    def unfinished_uploads(self, bucket: str) -> int:
+        """Return how many multipart uploads are neither completed nor aborted."""
+        return len(self.client().list_multipart_uploads(Bucket=bucket).get("Uploads", ()))
+
+    def environment(self, endpoint_url: str | None = None) -> dict[str, str]:
+        """Return the variables by which a process uses this server.
+
+        Args:
+            endpoint_url: Of a proxy before it.
+        """
+        return {
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_ENDPOINT_URL": endpoint_url or self.endpoint_url,
+        }
+
+
+@contextmanager
+def running_s3_server() -> Iterator[S3Server]:
+    """Run a server while the block does."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        yield S3Server(f"http://{host}:{port}")
+    finally:
+        server.stop()
