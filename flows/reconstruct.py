@@ -23,6 +23,8 @@ from prefect.states import Cancelled as CancelledState
 from prefect.states import Failed
 
 from blocks.quality import load_thresholds
+from flows.cancellation_records import forget_own_cancellation
+from flows.run_ids import RUN_TAG
 from reconflow import pipeline
 from reconflow.errors import Cancelled
 from reconflow.outputs.runs import new_run_id
@@ -30,8 +32,7 @@ from reconflow.pipeline import RunRef, StageOutcomes
 from reconflow.request import RunRequest
 from tasks import artifacts, stages
 from tasks.reporting import reporting_run
-
-RUN_TAG = "run-"
+from tasks.run_state import AttemptSuperseded, asked_to_stop, cancelled_before_start, undisturbed
 
 
 def name_run() -> str:
@@ -57,25 +58,44 @@ def reconstruct(params: RunRequest) -> dict[str, Any] | State[Any]:
         The run's summary: `run_id`, `location`, `status`, measures. A failure is a failed state whose message holds
         code, message and suggestion; `error.json` stands beside the results.
     """
+    flow_run_id = UUID(prefect.runtime.flow_run.id)
+    with get_client(sync_client=True) as client:
+        if (cancelled := cancelled_before_start(client, flow_run_id)) is not None:
+            return CancelledState(message=cancelled.message, data=cancelled)
     run = RunRef(run_id=_tagged_run_id(params.model), request=params)
     pipeline.prepare(run)
     outcomes = StageOutcomes()
     try:
         with reporting_run(params, f"{params.model} on its way"):
-            return _run_stages(run, outcomes)
+            return _unless_cancelled(flow_run_id, _run_stages(run, outcomes))
     except (KeyboardInterrupt, TerminationSignal):
-        pipeline.record_failure(run, outcomes, pipeline.interruption(), _orchestration())
+        with undisturbed():
+            reason = asked_to_stop(flow_run_id) or pipeline.interruption()
+            pipeline.record_failure(run, outcomes, reason, _orchestration())
         raise
+    except AttemptSuperseded as error:
+        return CancelledState(message=error.message, data=error)
     except Cancelled as error:
-        pipeline.record_failure(run, outcomes, error, _orchestration())
+        with undisturbed():
+            pipeline.record_failure(run, outcomes, error, _orchestration())
         return CancelledState(message=error.message, data=error)
     except Exception as error:
         known = pipeline.as_known_error(error)
         pipeline.record_failure(run, outcomes, known, _orchestration())
         artifacts.show_failure(params.model, known)
-        return Failed(message=f"{known.code}: {known.message} {known.suggestion}", data=known)
+        failed: State[Any] = Failed(message=f"{known.code}: {known.message} {known.suggestion}", data=known)
+        return _unless_cancelled(flow_run_id, failed)
     finally:
         pipeline.close_run(run)
+        forget_own_cancellation(flow_run_id)
+
+
+def _unless_cancelled(flow_run_id: UUID, ending: dict[str, Any] | State[Any]) -> dict[str, Any] | State[Any]:
+    """Return how the run ends; one that is being cancelled can only end as cancelled, or it never ends."""
+    cancelled = asked_to_stop(flow_run_id)
+    if cancelled is None or isinstance(cancelled, AttemptSuperseded):
+        return ending
+    return CancelledState(message=cancelled.message, data=cancelled)
 
 
 def _run_stages(run: RunRef, outcomes: StageOutcomes) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from reconflow.nvdiffrec.options import Preset
 from reconflow.progress import OnProgress, part_of
 from reconflow.request import RunRequest
 from reconflow.stage_spans import stage_span
+from tasks.run_state import StatePoller, own_flow_run_ids
 
 UPDATE_INTERVAL_S: Final = 1.0
 
@@ -33,6 +34,7 @@ class RunReporter:
         preset: How much work the run spends.
         listener: Hears every step in this process; may raise `Cancelled`.
         clock: Seconds, monotonic.
+        poller: Knows whether the run was cancelled on the server.
     """
 
     def __init__(
@@ -41,15 +43,23 @@ class RunReporter:
         preset: Preset,
         listener: OnProgress | None = None,
         clock: Callable[[], float] = time.monotonic,
+        poller: StatePoller | None = None,
     ) -> None:
         self.preset = preset
         self._artifact_id = artifact_id
         self._listener = listener
+        self._poller = poller
         self._clock = clock
         self._sent_at_s = -UPDATE_INTERVAL_S
 
     def __call__(self, step: int, total: int, message: str) -> None:
-        """Pass on that `step` of `total` steps of the whole run are done."""
+        """Pass on that `step` of `total` steps of the whole run are done.
+
+        Raises:
+            Cancelled: The run is to stop.
+        """
+        if self._poller is not None:
+            self._poller.raise_if_stopped()
         if self._listener is not None:
             self._listener(step, total, message)
         if self._clock() - self._sent_at_s >= UPDATE_INTERVAL_S or step >= total:
@@ -77,12 +87,13 @@ def reporting_run(request: RunRequest, description: str) -> Iterator[RunReporter
     """
     artifact_id = create_progress_artifact(progress=0.0, key=f"{request.model}-progress", description=description)
     assert isinstance(artifact_id, UUID)
-    reporter = RunReporter(artifact_id, request.preset, _listener.get())
-    token = _reporter.set(reporter)
-    try:
-        yield reporter
-    finally:
-        _reporter.reset(token)
+    with StatePoller(own_flow_run_ids()) as poller:
+        reporter = RunReporter(artifact_id, request.preset, _listener.get(), poller=poller)
+        token = _reporter.set(reporter)
+        try:
+            yield reporter
+        finally:
+            _reporter.reset(token)
 
 
 def stage_progress(stage: str) -> OnProgress:
