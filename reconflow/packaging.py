@@ -174,12 +174,13 @@ def manifest_facts(facts: RunFacts) -> ManifestFacts | None:
 
 def run_source(facts: RunFacts) -> RunSource:
     """Return what the manifest says of the run's origin, also when the dataset was refused."""
-    dataset, model = facts.result(DatasetResult), facts.result(ModelResult)
+    dataset = facts.result(DatasetResult)
+    models = [result for result in facts.results if isinstance(result, ModelResult)]
     return RunSource(
         location=canonical_location(facts.request.dataset),
         listing=dataset.listing if dataset is not None else _listing_now(facts.request.dataset),
         options=facts.request.model_dump(mode="json", exclude={"dataset", "out"}),
-        model_versions={} if model is None else {model.name: model.version},
+        model_versions={model.name: model.version for model in models},
     )
 
 

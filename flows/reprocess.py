@@ -1,0 +1,177 @@
+"""The flow `reprocess`: decide which datasets need another run, submit those, and tell what became of them.
+
+What decides is in `reconflow.reprocessing`, how runs are submitted only once in `flows.submissions`. All state is in
+Prefect and in the manifests: a walk that dies is simply walked again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import httpx
+import prefect.runtime.flow_run
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+
+from flows.reprocess_report import RunOutcome, WalkReport, make_report, table_rows
+from flows.reprocess_request import ReprocessRequest
+from flows.run_ids import run_id_of
+from flows.submissions import Work, find_deployment, has_ended, latest_of, read_runs, submit
+from reconflow.datasets.sources import find_datasets
+from reconflow.reprocessing import Decision, Wanted, decide_all, submission_key, wanted_of
+from reconflow.run_records import read_records
+from reconflow.storage import open_store
+
+POLL_INTERVAL_S: Final = 5.0
+_MAX_MESSAGE: Final = 300
+
+
+def name_walk() -> str:
+    """Name a walk by what it walks over."""
+    request = ReprocessRequest.model_validate(prefect.runtime.flow_run.parameters["params"])
+    return f"{request.datasets} · {request.model} · {request.preset}{' · dry run' if request.dry_run else ''}"
+
+
+@flow(
+    name="reprocess",
+    flow_run_name=name_walk,
+    description="Find the datasets that are new, changed, failed or outdated, and reconstruct them.",
+    result_serializer="json",
+    persist_result=False,
+)
+def reprocess(params: ReprocessRequest) -> dict[str, Any]:
+    """Bring the results of all datasets below a place up to date.
+
+    Args:
+        params: Which datasets, compared with which store, run how.
+
+    Returns:
+        Counts and a row per dataset; see `flows.reprocess_report.WalkReport`. A run that fails is a row, not a failure
+        of the walk.
+    """
+    params = ReprocessRequest.model_validate(params.model_dump())
+    began, wanted = datetime.now(UTC), wanted_of(params.request_for(params.datasets))
+    decisions = survey(params, wanted)
+    chosen = params.choose(decisions)
+    report = make_report(params, decisions, chosen, {})
+    show_report(report, "reprocess-decisions")
+    if not params.dry_run:
+        with get_client(sync_client=True) as client:
+            walk = Walk(client, params, wanted, began)
+            report = make_report(params, decisions, chosen, walk.run_all(chosen))
+        show_report(report, "reprocess-runs")
+    return report.model_dump(mode="json")
+
+
+@task(name="decide", cache_policy=NO_CACHE, persist_result=False)
+def survey(params: ReprocessRequest, wanted: Wanted) -> list[Decision]:
+    """Decide for every dataset, from listings and manifests."""
+    sources = find_datasets(params.datasets)
+    return decide_all(sources, read_records(open_store(params.out)), wanted, params.attempts)
+
+
+def show_report(report: WalkReport, key: str) -> None:
+    """Show the counts and the datasets that are not up to date."""
+    rows = table_rows(report)
+    hidden = report.datasets - len(rows)
+    more = f"\n\n{hidden} more datasets are not listed here." if hidden else ""
+    create_table_artifact(table=rows, key=key, description=report.headline() + more)
+    get_run_logger().info(report.headline())
+
+
+class Walk:
+    """Submits runs, a limited number at a time, and waits for them.
+
+    Args:
+        client: Of the Prefect server.
+        request: What was asked for.
+        wanted: How datasets are processed.
+        began: When the walk looked into the store, or before.
+        poll_interval_s: Between two looks at the runs.
+    """
+
+    def __init__(
+        self,
+        client: SyncPrefectClient,
+        request: ReprocessRequest,
+        wanted: Wanted,
+        began: datetime,
+        poll_interval_s: float = POLL_INTERVAL_S,
+    ) -> None:
+        self._client = client
+        self._request = request
+        self._wanted = wanted
+        self._began = began
+        self._poll_interval_s = poll_interval_s
+        self._running: dict[str, FlowRun] = {}
+        self._outcomes: dict[str, RunOutcome] = {}
+
+    def run_all(self, chosen: Sequence[Decision]) -> dict[str, RunOutcome]:
+        """Submit the runs of all these datasets, wait for them, and return what became of each, by location.
+
+        Raises:
+            ValidationFailedError: There is no such deployment.
+            ServerUnreachableError: The server does not answer; what was submitted goes on.
+        """
+        deployment = find_deployment(self._client, self._request.deployment) if chosen else UUID(int=0)
+        ends = self._began + timedelta(hours=self._request.wait_hours)
+        waiting = list(reversed(chosen))
+        while (waiting or self._running) and datetime.now(UTC) < ends:
+            while waiting and len(self._running) < self._request.in_flight:
+                self._submit(deployment, waiting.pop())
+            self._look()
+            if self._running:
+                time.sleep(self._poll_interval_s)
+        for decision in waiting:
+            self._outcomes[decision.source.location] = RunOutcome(state="Not submitted", message="The time was up.")
+        unfinished = {location: _outcome(run) for location, run in self._running.items()}
+        return self._outcomes | unfinished
+
+    def _submit(self, deployment: UUID, decision: Decision) -> None:
+        """Submit one run; what the server refuses concerns this dataset alone."""
+        location = decision.source.location
+        request = self._request.request_for(location)
+        work = Work(
+            parameters={"params": request.model_dump(mode="json")},
+            key=lambda attempt: submission_key(decision, self._wanted, attempt),
+            first_attempt=decision.attempt,
+            max_attempts=self._request.attempts,
+            tags=("reconflow", str(request.model), f"dataset-{decision.source.name}"),
+        )
+        try:
+            self._running[location] = submit(self._client, deployment, work, self._began)
+        except httpx.HTTPStatusError as error:
+            refused = f"The Prefect server refused the run ({error.response.status_code})."
+            self._outcomes[location] = RunOutcome(state="Not submitted", message=refused)
+
+    def _look(self) -> None:
+        """Take note of the runs that have ended."""
+        states = {run.id: run for run in read_runs(self._client, [run.id for run in self._running.values()])}
+        for location, known in list(self._running.items()):
+            run = states.get(known.id)
+            if run is None:
+                self._outcomes[location] = RunOutcome(state="Deleted", flow_run_id=str(known.id))
+                del self._running[location]
+                continue
+            self._running[location] = run = latest_of(self._client, run)
+            if has_ended(run):
+                self._outcomes[location] = _outcome(run)
+                del self._running[location]
+                get_run_logger().info("%s: %s", location, run.state_name)
+
+
+def _outcome(run: FlowRun) -> RunOutcome:
+    message = (run.state.message if run.state is not None else None) or ""
+    return RunOutcome(
+        state=run.state_name or "Unknown",
+        message=message[:_MAX_MESSAGE],
+        run_id=run_id_of(run),
+        flow_run_id=str(run.id),
+    )
