@@ -44,6 +44,9 @@ class ErrorCode(StrEnum):
     STORAGE_UNREACHABLE = "STORAGE_UNREACHABLE"
     STORAGE_REFUSED = "STORAGE_REFUSED"
     SERVER_UNREACHABLE = "SERVER_UNREACHABLE"
+    SERVER_REFUSED = "SERVER_REFUSED"
+    DEPLOYMENT_FAILED = "DEPLOYMENT_FAILED"
+    NOTIFICATION_FAILED = "NOTIFICATION_FAILED"
     UNKNOWN_ERROR = "UNKNOWN_ERROR"
 
 
@@ -257,4 +260,23 @@ class ServerUnreachableError(ResourceError):
     """The Prefect server does not answer."""
 
     code = ErrorCode.SERVER_UNREACHABLE
+    retryable = True
+
+
+class ServerRefusedError(ResourceError):
+    """The Prefect server answers and refuses: a wrong password, or it lacks what `reconflow deploy` creates."""
+
+    code = ErrorCode.SERVER_REFUSED
+
+
+class DeploymentFailedError(ResourceError):
+    """The deployments could not be written to the Prefect server."""
+
+    code = ErrorCode.DEPLOYMENT_FAILED
+
+
+class NotificationFailedError(ResourceError):
+    """A notification did not reach its receiver."""
+
+    code = ErrorCode.NOTIFICATION_FAILED
     retryable = True
