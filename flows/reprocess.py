@@ -94,22 +94,13 @@ class Walk:
         request: What was asked for.
         wanted: How datasets are processed.
         began: When the walk looked into the store, or before.
-        poll_interval_s: Between two looks at the runs.
     """
 
-    def __init__(
-        self,
-        client: SyncPrefectClient,
-        request: ReprocessRequest,
-        wanted: Wanted,
-        began: datetime,
-        poll_interval_s: float = POLL_INTERVAL_S,
-    ) -> None:
+    def __init__(self, client: SyncPrefectClient, request: ReprocessRequest, wanted: Wanted, began: datetime) -> None:
         self._client = client
         self._request = request
         self._wanted = wanted
         self._began = began
-        self._poll_interval_s = poll_interval_s
         self._running: dict[str, FlowRun] = {}
         self._outcomes: dict[str, RunOutcome] = {}
 
@@ -128,7 +119,7 @@ class Walk:
                 self._submit(deployment, waiting.pop())
             self._look()
             if self._running:
-                time.sleep(self._poll_interval_s)
+                time.sleep(POLL_INTERVAL_S)
         for decision in waiting:
             self._outcomes[decision.source.location] = RunOutcome(state="Not submitted", message="The time was up.")
         unfinished = {location: _outcome(run) for location, run in self._running.items()}

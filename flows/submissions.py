@@ -28,7 +28,8 @@ PATIENCE_S: Final = 300.0
 """How long the server may fail to answer."""
 CRASH_GRACE_S: Final = 90.0
 """How long after a crash its recovery, which is a new run with the same run id, may take to appear."""
-_PAUSE_S: Final = 5.0
+PAUSE_S: Final = 5.0
+"""Between two calls to a server that fails to answer."""
 _PAGE: Final = 100
 _SERVER_FAULTS: Final = 500
 Answer = TypeVar("Answer")
@@ -130,15 +131,13 @@ def has_ended(run: FlowRun, now: datetime | None = None) -> bool:
     return not run.state.is_crashed() or age >= timedelta(seconds=CRASH_GRACE_S)
 
 
-def patiently(call: Callable[[], Answer], patience_s: float = PATIENCE_S, pause_s: float = _PAUSE_S) -> Answer:
+def patiently(call: Callable[[], Answer]) -> Answer:
     """Return what a call to the server answers, repeating it while the server is away or overloaded.
 
     Only for calls that may be repeated. Prefect's client repeats each of them a few times by itself.
 
     Args:
         call: The call.
-        patience_s: How long to go on.
-        pause_s: Between two calls.
 
     Raises:
         ServerUnreachableError: It is still away.
@@ -151,12 +150,12 @@ def patiently(call: Callable[[], Answer], patience_s: float = PATIENCE_S, pause_
         except (httpx.TransportError, httpx.HTTPStatusError) as error:
             if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < _SERVER_FAULTS:
                 raise
-            if time.monotonic() - began_s >= patience_s:
+            if time.monotonic() - began_s >= PATIENCE_S:
                 raise ServerUnreachableError(
                     "The Prefect server does not answer.",
                     suggestion="Look at the server; the next walk goes on where this one stopped.",
                 ) from error
-        time.sleep(pause_s)
+        time.sleep(PAUSE_S)
 
 
 def _create(client: SyncPrefectClient, deployment: UUID, work: Work, key: str, tags: tuple[str, ...]) -> FlowRun:

@@ -1,0 +1,198 @@
+"""Walks over many datasets on a real Prefect server: what is submitted, how often, and what is told of it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import walk_objects
+from pydantic import ValidationError
+
+from reconflow.outputs.package import RunStatus
+from reconflow.request import RunRequest
+
+pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("prefect_server")]
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import reprocess, submissions
+
+    monkeypatch.setattr(reprocess, "POLL_INTERVAL_S", 0.05)
+    monkeypatch.setattr(submissions, "CRASH_GRACE_S", 0.3)
+    monkeypatch.setattr(submissions, "PAUSE_S", 0.05)
+
+
+@pytest.fixture
+def deployment(request: pytest.FixtureRequest) -> Any:
+    """A deployment of this test alone."""
+    return walk_objects.make_deployment(request.node.name[:60])
+
+
+@pytest.fixture
+def walked(tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Three datasets, and how they are walked."""
+    data = walk_objects.write_datasets(tmp_path / "data", "boot", "cup", "lamp")
+    deployment = f"reconstruct/{request.node.name[:60]}"
+    return {"datasets": str(data), "out": str(tmp_path / "out"), "deployment": deployment}
+
+
+def walk(**params: Any) -> dict[str, Any]:
+    """Walk once, in this process."""
+    from flows.reprocess import reprocess
+    from flows.reprocess_request import ReprocessRequest
+
+    report = reprocess(ReprocessRequest(**params))
+    assert isinstance(report, dict)
+    return report
+
+
+def column(report: dict[str, Any], name: str) -> dict[str, str]:
+    """Return one column of a report by the dataset's name."""
+    return {Path(row["dataset"]).name: row[name] for row in report["rows"]}
+
+
+def submitted(deployment: Any) -> list[Any]:
+    """Return all runs of the deployment."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        return walk_objects.runs_of(client, deployment)
+
+
+def completed(name: str) -> Any:
+    """End every run well."""
+    from prefect.states import Completed
+
+    return Completed()
+
+
+def test_a_dry_run_decides_shows_a_table_and_starts_nothing(deployment: Any, walked: dict[str, Any]) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+    report = walk(**walked, dry_run=True)
+    assert column(report, "decision") == {"boot": "new", "cup": "new", "lamp": "new"}
+    assert report["chosen"] == 3
+    assert submitted(deployment) == []
+    with get_client(sync_client=True) as client:
+        keyed = ArtifactFilter(key=ArtifactFilterKey(any_=["reprocess-decisions"]))
+        table = client.read_artifacts(artifact_filter=keyed)[-1]
+    assert [Path(row["dataset"]).name for row in json.loads(table.data)] == ["boot", "cup", "lamp"]
+    assert table.description == "3 datasets: 3 new; 3 to run (dry run)."
+
+
+def test_a_failing_dataset_stops_no_other_and_is_tried_again_by_the_next_walks_up_to_the_limit(
+    deployment: Any, walked: dict[str, Any], tmp_path: Path
+) -> None:
+    from prefect.states import Completed, Failed
+
+    def ending(name: str) -> Any:
+        return Failed(message="VALIDATION_FAILED: no") if name == "cup" else Completed()
+
+    with walk_objects.StandInWorker(deployment, tmp_path / "out", ending):
+        first = walk(**walked, attempts=2)
+        second = walk(**walked, attempts=2)
+        third = walk(**walked, attempts=2)
+    assert column(first, "state") == {"boot": "Completed", "cup": "Failed", "lamp": "Completed"}
+    assert column(first, "message")["cup"] == "VALIDATION_FAILED: no"
+    assert column(second, "decision") == {"boot": "up to date", "cup": "failed", "lamp": "up to date"}
+    assert column(second, "state") == {"boot": "", "cup": "Failed", "lamp": ""}
+    assert column(third, "decision")["cup"] == "given up"
+    assert len(submitted(deployment)) == 4
+    assert {row["run_id"] for row in first["rows"]} <= {path.name for path in (tmp_path / "out" / "runs").iterdir()}
+
+
+def test_no_more_runs_are_under_way_than_allowed(deployment: Any, walked: dict[str, Any], tmp_path: Path) -> None:
+    with walk_objects.StandInWorker(deployment, tmp_path / "out", completed) as worker:
+        walk(**walked, in_flight=1)
+    assert worker.most_at_once == 1
+    assert len(submitted(deployment)) == 3
+
+
+def test_a_walk_starts_at_most_the_limit_and_the_next_one_the_rest(
+    deployment: Any, walked: dict[str, Any], tmp_path: Path
+) -> None:
+    with walk_objects.StandInWorker(deployment, tmp_path / "out", completed):
+        first, second = walk(**walked, limit=2), walk(**walked, limit=2)
+    assert (first["chosen"], second["chosen"]) == (2, 1)
+    assert column(second, "decision") == {"boot": "up to date", "cup": "up to date", "lamp": "new"}
+
+
+def test_a_walk_that_was_broken_off_is_taken_up_without_a_second_submission(
+    deployment: Any, walked: dict[str, Any], tmp_path: Path
+) -> None:
+    broken_off = walk(**walked, in_flight=2, wait_hours=0.5 / 3600)
+    assert sorted(broken_off["states"]) == ["Not submitted", "Scheduled"]
+    with walk_objects.StandInWorker(deployment, tmp_path / "out", completed, first_when=3):
+        taken_up = walk(**walked)
+    assert column(taken_up, "state") == dict.fromkeys(["boot", "cup", "lamp"], "Completed")
+    assert len(submitted(deployment)) == 3
+
+
+def test_two_walks_at_once_submit_every_dataset_once(deployment: Any, walked: dict[str, Any], tmp_path: Path) -> None:
+    reports: list[dict[str, Any]] = []
+    walks = [threading.Thread(target=lambda: reports.append(walk(**walked))) for _ in range(2)]
+    with walk_objects.StandInWorker(deployment, tmp_path / "out", completed):
+        for thread in walks:
+            thread.start()
+        for thread in walks:
+            thread.join()
+    assert len(reports) == 2
+    assert len(submitted(deployment)) == 3
+
+
+def test_a_run_that_crashed_without_a_trace_is_followed_by_another_attempt(
+    deployment: Any, walked: dict[str, Any], tmp_path: Path
+) -> None:
+    from prefect.states import Crashed
+
+    with walk_objects.StandInWorker(deployment, tmp_path / "out", lambda name: Crashed(message="killed")):
+        first = walk(**walked, redo_changed=False)
+    with walk_objects.StandInWorker(deployment, tmp_path / "out", completed):
+        second = walk(**walked)
+    assert first["states"] == {"Crashed": 3}
+    assert second["states"] == {"Completed": 3}
+    assert len(submitted(deployment)) == 6
+
+
+def test_a_dataset_of_an_older_version_and_one_with_other_files_are_run_again_unless_switched_off(
+    deployment: Any, walked: dict[str, Any], tmp_path: Path
+) -> None:
+    requests = [RunRequest(dataset=f"{walked['datasets']}/{name}") for name in ("boot", "cup", "lamp")]
+    older = {"model_versions": {"nvdiffrec": "0"}}
+    changes: list[dict[str, Any]] = [older, {"listing": "before"}, {}]
+    for number, (request, changed) in enumerate(zip(requests, changes, strict=True)):
+        manifest = walk_objects.manifest_of(request, RunStatus.COMPLETED, **changed)
+        walk_objects.publish(tmp_path / "out", f"run{number:05}", manifest)
+    report = walk(**walked, dry_run=True)
+    assert column(report, "decision") == {"boot": "outdated", "cup": "changed", "lamp": "up to date"}
+    assert report["chosen"] == 2
+    assert walk(**walked, dry_run=True, redo_changed=False, redo_outdated=False)["chosen"] == 0
+
+
+def test_a_deployment_that_does_not_exist_is_named(walked: dict[str, Any]) -> None:
+    from reconflow.errors import ValidationFailedError
+
+    with pytest.raises(ValidationFailedError, match="reconstruct/nowhere"):
+        walk(**walked | {"deployment": "reconstruct/nowhere"})
+
+
+def test_the_form_is_closed_titled_and_begins_with_the_datasets() -> None:
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.reprocess import reprocess
+    from flows.reprocess_request import ReprocessRequest
+
+    (form,) = (
+        part for part in parameter_schema(reprocess).definitions.values() if "datasets" in part.get("properties", {})
+    )
+    assert list(form["properties"])[:3] == ["datasets", "out", "dry_run"]
+    assert form["additionalProperties"] is False
+    assert all("description" in field for field in form["properties"].values())
+    for wrong in ({"colour": 1}, {"options": {"colour": 1}}, {"options": {"preset": "high"}}, {"attempts": 0}):
+        with pytest.raises(ValidationError):
+            ReprocessRequest(datasets="data", **wrong)
