@@ -1,0 +1,64 @@
+"""The flow `doctor`: the machine that takes this run looks at itself. What it looks at is in `flows.doctor`."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.doctor import MIN_DISK_GB, MIN_GPU_MEMORY_GB, Finding, Needs, examine_machine
+
+
+class DoctorRequest(BaseModel):
+    """What the worker's machine is examined for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Examination")
+
+    out: str = Field("out", min_length=1, title="Results", description="The place that results would go to.")
+    gpu_memory_gb: float = Field(
+        MIN_GPU_MEMORY_GB, ge=0, title="GPU memory", description="Free memory on the worker's GPU, GiB."
+    )
+    disk_gb: float = Field(MIN_DISK_GB, ge=0, title="Disk", description="Free disk space, GiB.")
+
+
+@flow(
+    name="doctor",
+    description="Say whether the worker that takes this run can reconstruct.",
+    result_serializer="json",
+    persist_result=False,
+)
+def doctor(params: DoctorRequest) -> dict[str, Any] | State[Any]:
+    """Examine this machine.
+
+    Args:
+        params: What for.
+
+    Returns:
+        The findings; the run fails with the codes of those that are not well.
+    """
+    device = os.environ.get("RECONFLOW_DEVICE", "cpu")
+    needs = Needs(device=device, out=params.out, gpu_memory_gb=params.gpu_memory_gb, disk_gb=params.disk_gb)
+    findings = examine_machine(needs)
+    create_table_artifact(
+        table=[_row(finding) for finding in findings], key="doctor", description=f"The machine {platform.node()}"
+    )
+    ill = [finding for finding in findings if not finding.ok]
+    if ill:
+        return Failed(message=" ".join(f"{finding.code}: {finding.value}. {finding.suggestion}" for finding in ill))
+    return {"findings": [asdict(finding) for finding in findings]}
+
+
+def _row(finding: Finding) -> dict[str, str]:
+    return {
+        "": "ok" if finding.ok else str(finding.code),
+        "what": finding.what,
+        "found": finding.value,
+        "way out": finding.suggestion or "",
+    }
