@@ -1,0 +1,214 @@
+"""The flow `recover`: what an automation starts when a run has crashed. It starts the run again, as a new one.
+
+Never the same Prefect run: a worker reports a crash twice, some seconds apart, and the second report ends whatever
+was started in between. The new run has the old one's run id, so that finished stages are reused.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final
+from uuid import UUID
+
+import prefect.runtime.flow_run
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import Completed, Failed
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.run_ids import find_flow_run, shown_id
+from reconflow import errors
+from reconflow.errors import ReconflowError
+
+MAX_ATTEMPTS: Final = 3
+ATTEMPT_TAG: Final = "attempt-"
+RECOVERY_LABEL: Final = "reconflow.recovery"
+SETTLE_S: Final = 15.0
+"""How long a crash has to be the last word; second reports were seen 3 to 8 s after the first."""
+SETTLE_TIMEOUT_S: Final = 120.0
+_CHECK_INTERVAL_S: Final = 1.0
+
+
+class RecoverRequest(BaseModel):
+    """Which run to start again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Recovery")
+
+    run: str = Field(
+        min_length=1,
+        max_length=64,
+        title="Run",
+        description="A crashed run: Prefect's id, as an automation knows it, or the run id of 8 letters and digits.",
+    )
+
+
+class RecoveryOutcome(StrEnum):
+    """What came of a recovery."""
+
+    RECOVERED = "Recovered"
+    ALREADY_RECOVERED = "AlreadyRecovered"
+    LEFT_ALONE = "LeftAlone"
+    GIVEN_UP = "GivenUp"
+
+
+class Recovery(BaseModel, frozen=True, extra="forbid"):
+    """What was done about a crashed run, and why."""
+
+    outcome: RecoveryOutcome
+    run: str
+    flow_run_id: UUID
+    message: str
+    attempt: int
+    """Of the new run; of the old one when there is no new one."""
+    new_flow_run_id: UUID | None = None
+
+
+def name_run() -> str:
+    """Name a run by the run that it is about."""
+    return f"recover · {RecoverRequest.model_validate(prefect.runtime.flow_run.parameters['params']).run}"
+
+
+@flow(
+    name="recover",
+    flow_run_name=name_run,
+    description="Start a crashed run again as a new one, which reuses the finished stages; at most three attempts.",
+    result_serializer="json",
+    persist_result=False,
+)
+def recover(params: RecoverRequest) -> State[Any]:
+    """Start a crashed run again, unless it was cancelled, failed for good, or has had its attempts.
+
+    Args:
+        params: Which run.
+
+    Returns:
+        A state whose name and message say what was done and whose data is a `Recovery`.
+    """
+    try:
+        with get_client(sync_client=True) as client:
+            done = recover_run(client, find_flow_run(client, params.run))
+    except ReconflowError as error:
+        return Failed(message=f"{error.code}: {error.message} {error.suggestion}", data=error)
+    get_run_logger().info("%s: %s", done.outcome, done.message)
+    link = f"\n\n[The new run](/runs/flow-run/{done.new_flow_run_id})" if done.new_flow_run_id else ""
+    create_markdown_artifact(f"**{done.outcome}**: {done.message}{link}", key="recovery", description="Recovery")
+    return Completed(name=done.outcome.value, message=done.message, data=done.model_dump(mode="json"))
+
+
+def recover_run(
+    client: SyncPrefectClient,
+    flow_run: FlowRun,
+    settle_s: float = SETTLE_S,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Recovery:
+    """Start a crashed run again as a new one of its deployment, when its crash is final.
+
+    Args:
+        client: Of the Prefect server.
+        flow_run: The run.
+        settle_s: How long its crash has to be the last word.
+        now: The time, with its zone.
+    """
+    flow_run = _wait_until_settled(client, flow_run, settle_s, now)
+    attempt = attempt_of(flow_run)
+
+    def report(outcome: RecoveryOutcome, message: str, new: FlowRun | None = None) -> Recovery:
+        return Recovery(
+            outcome=outcome,
+            run=shown_id(flow_run),
+            flow_run_id=flow_run.id,
+            message=message,
+            attempt=attempt if new is None else attempt + 1,
+            new_flow_run_id=None if new is None else new.id,
+        )
+
+    why_not = reason_to_leave_alone(flow_run, client.read_flow_run_states(flow_run.id))
+    if why_not is not None:
+        return report(RecoveryOutcome.LEFT_ALONE, why_not)
+    if attempt >= MAX_ATTEMPTS:
+        return report(
+            RecoveryOutcome.GIVEN_UP,
+            f"This was attempt {attempt} of {MAX_ATTEMPTS}, and it crashed like those before. Look at the worker's log "
+            "for why (too little memory is the usual reason), then start the run by hand.",
+        )
+    token = secrets.token_hex(8)
+    new = _start_again(client, flow_run, attempt + 1, token)
+    if new.labels.get(RECOVERY_LABEL) != token:
+        return report(RecoveryOutcome.ALREADY_RECOVERED, "Another recovery has started this run again already.", new)
+    return report(
+        RecoveryOutcome.RECOVERED, f"The run was started again, attempt {attempt + 1} of {MAX_ATTEMPTS}.", new
+    )
+
+
+def attempt_of(flow_run: FlowRun) -> int:
+    """Return which attempt a run is; 1 for one that is no recovery."""
+    numbers = [tag.removeprefix(ATTEMPT_TAG) for tag in flow_run.tags if tag.startswith(ATTEMPT_TAG)]
+    return max((int(number) for number in numbers if number.isdecimal()), default=1)
+
+
+def reason_to_leave_alone(flow_run: FlowRun, history: list[State[Any]]) -> str | None:
+    """Return why a run must not be started again, in a sentence; None when it should be.
+
+    Args:
+        flow_run: The run.
+        history: All states that it has had.
+    """
+    state, types = flow_run.state, {state.type for state in history}
+    if state is None or not state.is_final():
+        return "The run is at work, so there is nothing to recover."
+    if state.is_completed():
+        return "The run has completed, so there is nothing to recover."
+    if StateType.CANCELLING in types:
+        return "The run was cancelled; cancelled runs are not started again by themselves."
+    if state.is_cancelled() and StateType.CRASHED not in types:
+        return "The run was cancelled before it began; cancelled runs are not started again by themselves."
+    if state.is_failed() and not _is_retryable(state.message or ""):
+        return (
+            f"The run failed for a reason that does not pass by itself ({(state.message or 'unknown').split(':')[0]})."
+        )
+    if flow_run.deployment_id is None:
+        return "The run belongs to no deployment; repeat the command that started it."
+    return None
+
+
+def _is_retryable(message: str) -> bool:
+    """Tell whether the code at the beginning of a failed run's message is one whose cause may pass by itself."""
+    code = message.split(":")[0]
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ReconflowError)]
+    return any(kind.retryable for kind in kinds if kind.code == code)
+
+
+def _wait_until_settled(
+    client: SyncPrefectClient, flow_run: FlowRun, settle_s: float, now: Callable[[], datetime]
+) -> FlowRun:
+    """Return the run as it is when its state has not changed for `settle_s` seconds."""
+    gives_up_s = time.monotonic() + SETTLE_TIMEOUT_S
+    while True:
+        latest = client.read_flow_run(flow_run.id)
+        if latest.state is None or latest.state.is_running() or time.monotonic() >= gives_up_s:
+            return latest
+        quiet_s = (now() - latest.state.timestamp).total_seconds()
+        if quiet_s >= settle_s:
+            return latest
+        time.sleep(min(_CHECK_INTERVAL_S, settle_s - quiet_s))
+
+
+def _start_again(client: SyncPrefectClient, flow_run: FlowRun, attempt: int, token: str) -> FlowRun:
+    """Return the one run that follows a crashed one: made now, with this token, or earlier, with another."""
+    assert flow_run.deployment_id is not None
+    kept = [tag for tag in flow_run.tags if not tag.startswith(ATTEMPT_TAG)]
+    return client.create_flow_run_from_deployment(
+        flow_run.deployment_id,
+        parameters=flow_run.parameters,
+        tags=[*kept, f"{ATTEMPT_TAG}{attempt}"],
+        idempotency_key=f"recover-{flow_run.id}",
+        work_queue_name=flow_run.work_queue_name,
+        job_variables=flow_run.job_variables,
+        labels={RECOVERY_LABEL: token},
+    )
