@@ -11,7 +11,7 @@ if __name__ == "__main__":  # the embedded server's settings have to stand befor
     raise SystemExit(run_from_module())
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import prefect.runtime.flow_run
@@ -26,13 +26,16 @@ from blocks.quality import load_thresholds
 from flows.cancellation_records import forget_own_cancellation
 from flows.run_ids import RUN_TAG
 from reconflow import pipeline
-from reconflow.errors import Cancelled
-from reconflow.outputs.runs import new_run_id
-from reconflow.pipeline import RunRef, StageOutcomes
+from reconflow.errors import Cancelled, ReconflowError
+from reconflow.outputs.runs import is_run_id, new_run_id
 from reconflow.request import RunRequest
+from reconflow.run_context import Isolation, RunRef, StageOutcomes
 from tasks import artifacts, stages
 from tasks.reporting import reporting_run
 from tasks.run_state import AttemptSuperseded, asked_to_stop, cancelled_before_start, undisturbed
+
+DATASET_TAG: Final = "dataset-"
+"""What stands before the dataset's name in a tag of its Prefect runs."""
 
 
 def name_run() -> str:
@@ -62,9 +65,22 @@ def reconstruct(params: RunRequest) -> dict[str, Any] | State[Any]:
     with get_client(sync_client=True) as client:
         if (cancelled := cancelled_before_start(client, flow_run_id)) is not None:
             return CancelledState(message=cancelled.message, data=cancelled)
-    run = RunRef(run_id=_tagged_run_id(params.model), request=params)
-    pipeline.prepare(run)
+    isolation: Isolation | None = "process" if prefect.runtime.deployment.id else None
+    run = RunRef(run_id=_tagged_run_id(params), request=params, isolation=isolation)
     outcomes = StageOutcomes()
+    try:
+        with pipeline.opened(run, outcomes):
+            return _run_recorded(run, outcomes, flow_run_id)
+    except ReconflowError as error:  # the place for the results cannot be used, so that nothing can be recorded there
+        artifacts.show_failure(params.model, error)
+        return _failed(error)
+    finally:
+        forget_own_cancellation(flow_run_id)
+
+
+def _run_recorded(run: RunRef, outcomes: StageOutcomes, flow_run_id: UUID) -> dict[str, Any] | State[Any]:
+    """Run the stages and record beside the results how that ended."""
+    params = run.request
     try:
         with reporting_run(params, f"{params.model} on its way"):
             return _unless_cancelled(flow_run_id, _run_stages(run, outcomes))
@@ -83,11 +99,11 @@ def reconstruct(params: RunRequest) -> dict[str, Any] | State[Any]:
         known = pipeline.as_known_error(error)
         pipeline.record_failure(run, outcomes, known, _orchestration())
         artifacts.show_failure(params.model, known)
-        failed: State[Any] = Failed(message=f"{known.code}: {known.message} {known.suggestion}", data=known)
-        return _unless_cancelled(flow_run_id, failed)
-    finally:
-        pipeline.close_run(run)
-        forget_own_cancellation(flow_run_id)
+        return _unless_cancelled(flow_run_id, _failed(known))
+
+
+def _failed(error: ReconflowError) -> State[Any]:
+    return Failed(message=f"{error.code}: {error.message} {error.suggestion}", data=error)
 
 
 def _unless_cancelled(flow_run_id: UUID, ending: dict[str, Any] | State[Any]) -> dict[str, Any] | State[Any]:
@@ -102,24 +118,32 @@ def _run_stages(run: RunRef, outcomes: StageOutcomes) -> dict[str, Any]:
     run = run.model_copy(update={"thresholds": load_thresholds(run.request.quality_thresholds)})
     outcomes.validate = dataset = stages.validate(run)
     outcomes.transforms = cameras = stages.transforms(run, dataset)
-    outcomes.load = model = stages.load(run, dataset)
-    outcomes.infer = inferred = stages.infer(run, dataset, cameras, model)
-    outcomes.quality = stages.quality(run, dataset, cameras, inferred)
-    outcomes.preview = stages.preview(run, inferred)
+
+    def run_one(name: str) -> None:
+        found = outcomes.of(name)
+        found.load = model = stages.load(run, name, dataset)
+        found.infer = inferred = stages.infer(run, dataset, cameras, model)
+        found.quality = stages.quality(run, dataset, cameras, inferred)
+        found.preview = stages.preview(run, inferred)
+
+    pipeline.run_models(run, outcomes, run_one)
     outcomes.package = stages.package(run, outcomes, _orchestration())
-    pipeline.raise_quality_failure(run, outcomes)
+    pipeline.raise_failure(run, outcomes)
     return pipeline.summarise(run, outcomes).model_dump(mode="json")
 
 
-def _tagged_run_id(model: str) -> str:
-    """Return the run's own identifier, which is a tag of the Prefect run and stays across its retries."""
+def _tagged_run_id(request: RunRequest) -> str:
+    """Return the run's own identifier, a tag of the Prefect run that stays across its retries and its recovery."""
     tags: list[str] = list(prefect.runtime.flow_run.tags or [])
-    known = [tag.removeprefix(RUN_TAG) for tag in tags if tag.startswith(RUN_TAG)]
-    if known:
-        return known[0]
-    run_id = new_run_id()
-    with get_client(sync_client=True) as client:
-        client.update_flow_run(UUID(prefect.runtime.flow_run.id), tags=[*tags, f"{RUN_TAG}{run_id}", model])
+    known = [
+        tag.removeprefix(RUN_TAG) for tag in tags if tag.startswith(RUN_TAG) and is_run_id(tag.removeprefix(RUN_TAG))
+    ]
+    run_id = known[0] if known else new_run_id()
+    wanted = [f"{RUN_TAG}{run_id}", *request.models(), f"{DATASET_TAG}{Path(request.dataset).name}"]
+    missing = [tag for tag in wanted if tag not in tags]
+    if missing:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(prefect.runtime.flow_run.id), tags=[*tags, *missing])
     return run_id
 
 

@@ -20,6 +20,8 @@ class ReconstructionModel(Protocol):
 
     name: str
     version: str
+    devices: tuple[str, ...]
+    """What it can compute on in this version."""
 
     def load(self, device: str) -> None:
         """Make ready to reconstruct: weights, compiled kernels."""
@@ -47,6 +49,32 @@ MODELS: Final[dict[str, str]] = {"nvdiffrec": "reconflow.nvdiffrec.model:Nvdiffr
 _ready: dict[tuple[str, str], ReconstructionModel] = {}
 
 
+def make_model(name: str) -> ReconstructionModel:
+    """Return a model that is not loaded, to be asked what it is.
+
+    Args:
+        name: A key of `MODELS`.
+
+    Raises:
+        ModelUnavailableError: This version has no such model.
+    """
+    if name not in MODELS:
+        raise ModelUnavailableError(
+            f"There is no model named {name!r}.", suggestion=f"Choose one of: {', '.join(sorted(MODELS))}.", model=name
+        )
+    module, attribute = MODELS[name].split(":")
+    return cast("ReconstructionModel", getattr(importlib.import_module(module), attribute)())
+
+
+def known_model(name: str, device: str) -> ReconstructionModel:
+    """Return a model to be asked what it is: the one that is loaded for the device, else one that is not loaded.
+
+    Raises:
+        ModelUnavailableError: This version has no such model.
+    """
+    return _ready.get((name, device)) or make_model(name)
+
+
 def ready_model(name: str, device: str) -> ReconstructionModel:
     """Return a loaded model, loading it unless this process has done so.
 
@@ -57,16 +85,24 @@ def ready_model(name: str, device: str) -> ReconstructionModel:
     Raises:
         ModelUnavailableError: This version has no such model.
     """
-    if name not in MODELS:
-        raise ModelUnavailableError(
-            f"There is no model named {name!r}.", suggestion=f"Choose one of: {', '.join(sorted(MODELS))}.", model=name
-        )
     if (name, device) not in _ready:
-        module, attribute = MODELS[name].split(":")
-        model = cast("ReconstructionModel", getattr(importlib.import_module(module), attribute)())
+        model = make_model(name)
         model.load(device)
         _ready[name, device] = model
     return _ready[name, device]
+
+
+def model_version(name: str) -> str:
+    """Return the version that a model's results carry, without loading it.
+
+    Args:
+        name: A key of `MODELS`.
+
+    Raises:
+        ModelUnavailableError: This version has no such model.
+    """
+    ready = next((model for (known, _), model in _ready.items() if known == name), None)
+    return (ready or make_model(name)).version
 
 
 def release_models() -> None:

@@ -63,8 +63,13 @@ class RunFacts:
     orchestration: dict[str, Any]
 
     def result(self, kind: type[AnyResult]) -> AnyResult | None:
-        """Return the result of one kind, if that stage has run."""
+        """Return the first result of one kind, if that stage has run."""
         return next((result for result in self.results if isinstance(result, kind)), None)
+
+    def label(self, record: StageRecord) -> str:
+        """Return a stage's name, with its model's where the run has several."""
+        several = len(self.request.models()) > 1 and record.model
+        return f"{record.model} {record.stage}" if several else record.stage
 
     @property
     def records(self) -> list[StageRecord]:
@@ -136,7 +141,8 @@ def write_run_facts(
             "seconds": round(sum(record.seconds for record in records), 3),
             "peak_rss_bytes": max((record.peak_rss_bytes for record in records), default=0),
             "stages": [record.model_dump() for record in records],
-            "results": {result.record.stage: result.model_dump(mode="json") for result in facts.results},
+            "isolation": max((record.isolation for record in records), default="none"),
+            "results": {facts.label(result.record): result.model_dump(mode="json") for result in facts.results},
             "machine": describe_machine(),
             "orchestration": facts.orchestration,
         },
@@ -214,7 +220,7 @@ def write_run_report(
         under_way: Tells what the stage that writes this has taken so far.
     """
     request = facts.request
-    seconds = {record.stage: record.seconds for record in facts.records}
+    seconds = {facts.label(record): record.seconds for record in facts.records}
     peak = max(record.peak_rss_bytes for record in facts.records)
     statistics = reconstruction.statistics
     unlike = () if statistics.get("photos_match_depth", True) else (_PHOTOS_OFF_DEPTH,)
@@ -222,7 +228,7 @@ def write_run_report(
         layout.report,
         ReportData(
             title=dataset.name,
-            subtitle=f"{request.model}, {request.preset}, run {layout.run_id}, reconflow {reconflow.__version__}",
+            subtitle=f"{layout.model}, {request.preset}, run {layout.run_id}, reconflow {reconflow.__version__}",
             textured=reconstruction.textured,
             cameras=reconstruction.cameras,
             dataset=dataset,
@@ -302,5 +308,6 @@ def write_failure(layout: RunLayout, facts: RunFacts, error: ReconflowError) -> 
 
 def error_facts(layout: RunLayout, facts: RunFacts, error: ReconflowError) -> dict[str, Any]:
     """Return the content of `error.json`."""
-    done = [record.stage for record in facts.records]
-    return {**error.to_dict(), "run_id": layout.run_id, "model": layout.model, "finished_stages": done}
+    done = [facts.label(record) for record in facts.records]
+    model = str(error.details.get("model", layout.model))
+    return {**error.to_dict(), "run_id": layout.run_id, "model": model, "finished_stages": done}

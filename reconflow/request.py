@@ -22,6 +22,13 @@ class ModelName(StrEnum):
     NVDIFFREC = "nvdiffrec"
 
 
+class Device(StrEnum):
+    """What a model computes on."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 class RunRequest(BaseModel):
     """One reconstruction: of what, by which model, with which options, and where the result goes."""
 
@@ -39,6 +46,11 @@ class RunRequest(BaseModel):
     model: ModelName = Field(ModelName.NVDIFFREC, title="Model", description="Which reconstruction model runs.")
     preset: Preset = Field(
         Preset.STANDARD, title="Preset", description="How much work to spend; single numbers can be overridden below."
+    )
+    device: Device = Field(
+        Device.CPU,
+        title="Device",
+        description="What the model computes on; a GPU that is asked for and missing is an error, never replaced.",
     )
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
         0, title="Seed", description="Seeds every random choice; equal seeds give equal files."
@@ -70,6 +82,10 @@ class RunRequest(BaseModel):
         title="Quality thresholds",
         description="Name of a saved quality-thresholds block; the built-in thresholds when left out.",
     )
+
+    def models(self) -> tuple[str, ...]:
+        """Return the names of the models that run, in their order."""
+        return (self.model.value,)
 
     def options(self) -> NvdiffrecOptions:
         """Return the model's own options."""

@@ -6,12 +6,16 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from reconflow.errors import DiskFullError, MemoryExhaustedError
 from reconflow.nvdiffrec.options import FitSettings
+
+if TYPE_CHECKING:
+    from reconflow.gpus import Gpu
 
 if sys.platform != "win32":
     import resource
@@ -35,10 +39,12 @@ class Needs:
     Attributes:
         memory_bytes: Peak main memory of the process over what it uses already.
         disk_bytes: Space for intermediate files and results.
+        gpu_bytes: Peak memory of one GPU.
     """
 
     memory_bytes: int
     disk_bytes: int
+    gpu_bytes: int = 0
 
 
 def estimate_needs(pixels: int, views: int, settings: FitSettings) -> Needs:
@@ -80,6 +86,15 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def rss_bytes() -> int:
+    """Return the resident size of this process now; 0 where the system does not say."""
+    try:
+        pages = Path("/proc/self/statm").read_text("ascii").split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 def describe_machine() -> dict[str, object]:
     """Return the machine's facts for `run.json`."""
     return {
@@ -109,6 +124,27 @@ def check_memory(needs: Needs, available_bytes: int | None) -> None:
             suggestion="Close other programs, or choose the draft preset, a smaller resolution or texture size.",
             needed_bytes=needs.memory_bytes,
             available_bytes=available_bytes,
+        )
+
+
+def check_gpu_memory(needs: Needs, gpus: Sequence[Gpu]) -> None:
+    """Refuse to start what no GPU has room for.
+
+    Args:
+        needs: The estimate.
+        gpus: Those that may be used; with none of them nothing is checked.
+
+    Raises:
+        MemoryExhaustedError: The estimate exceeds what is free on each of them.
+    """
+    free_bytes = max((gpu.memory_free_bytes for gpu in gpus), default=None)
+    if free_bytes is not None and needs.gpu_bytes > free_bytes:
+        raise MemoryExhaustedError(
+            f"The run needs about {needs.gpu_bytes / GIB:.1f} GiB of GPU memory and {free_bytes / GIB:.1f} GiB are "
+            "free.",
+            suggestion="Wait for the other programs on the GPU, or stop them.",
+            needed_bytes=needs.gpu_bytes,
+            available_bytes=free_bytes,
         )
 
 

@@ -105,7 +105,7 @@ def load_calibration(path: Path) -> Calibration:
 
 
 def save_reconstruction(path: Path, reconstruction: Reconstruction) -> None:
-    """Write a model's result for the stages that follow."""
+    """Write a model's result for the stages that follow; not its timings, so that equal results are equal files."""
     textured = reconstruction.textured
     arrays: dict[str, NDArray[Any]] = {
         "vertices": textured.mesh.vertices,
@@ -117,7 +117,6 @@ def save_reconstruction(path: Path, reconstruction: Reconstruction) -> None:
     facts = {
         "cameras": [camera_to_dict(camera) for camera in reconstruction.cameras],
         "statistics": reconstruction.statistics,
-        "timings_s": reconstruction.timings_s,
     }
     save_arrays(path, arrays, facts)
 
@@ -134,7 +133,6 @@ def load_reconstruction(path: Path) -> Reconstruction:
         ),
         cameras=tuple(camera_from_dict(camera) for camera in facts["cameras"]),
         statistics=facts["statistics"],
-        timings_s=facts["timings_s"],
     )
 
 

@@ -6,7 +6,7 @@ Imports nothing heavy, so that a command line can read a summary.
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel
 
@@ -22,14 +22,36 @@ class FileRef(BaseModel, frozen=True, extra="forbid"):
     bytes: int
 
 
+class MemoryRecord(BaseModel, frozen=True, extra="forbid"):
+    """What memory was in use around a stage that ran in a process of its own: afterwards it is back."""
+
+    rss_before_bytes: int
+    """Of the process that waited for the stage."""
+    rss_after_bytes: int
+    gpu_free_before_bytes: tuple[int, ...] = ()
+    """Per GPU that the stage could see."""
+    gpu_free_after_bytes: tuple[int, ...] = ()
+
+
 class StageRecord(BaseModel, frozen=True, extra="forbid"):
-    """What a stage took of the machine."""
+    """How a stage went, and what it took of the machine."""
 
     stage: str
+    model: str = ""
+    """The model that the stage was about; empty for what all models share."""
     seconds: float
     cpu_seconds: float
     peak_rss_bytes: int
-    """Of the process up to the stage's end."""
+    """Of the process that computed, up to the stage's end."""
+    key: str = ""
+    """Under which the result is kept for a later attempt; empty for what is always done anew."""
+    cached: bool = False
+    """Whether the result was kept by an earlier attempt; then times and memory are that attempt's."""
+    isolation: Literal["none", "process"] = "none"
+    """Whether the stage ran in a process of its own."""
+    memory: MemoryRecord | None = None
+    notes: tuple[str, ...] = ()
+    """What was unusual about the way to the result."""
 
 
 class StageClock:
@@ -37,10 +59,12 @@ class StageClock:
 
     Args:
         stage: The stage's name.
+        model: The model that it is about, if any.
     """
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, model: str = "") -> None:
         self._stage = stage
+        self._model = model
         self._started_s = time.perf_counter()
         self._started_cpu_s = time.process_time()
 
@@ -48,6 +72,7 @@ class StageClock:
         """Return what the stage has taken so far."""
         return StageRecord(
             stage=self._stage,
+            model=self._model,
             seconds=round(time.perf_counter() - self._started_s, 3),
             cpu_seconds=round(time.process_time() - self._started_cpu_s, 3),
             peak_rss_bytes=peak_rss_bytes(),
@@ -58,6 +83,21 @@ class StageResult(BaseModel, frozen=True, extra="forbid"):
     """Base of every stage's result."""
 
     record: StageRecord
+
+    @property
+    def work_files(self) -> tuple[FileRef, ...]:
+        """The files that later stages need, in the run's folder for intermediate files."""
+        return ()
+
+    @property
+    def run_files(self) -> tuple[FileRef, ...]:
+        """The files that belong to the result, in the run's folder."""
+        return ()
+
+    def noting(self, *notes: str, **changes: Any) -> Self:
+        """Return the same result with further notes and other changes to its record."""
+        record = self.record.model_copy(update={"notes": (*self.record.notes, *notes), **changes})
+        return self.model_copy(update={"record": record})
 
 
 class DatasetResult(StageResult, frozen=True, extra="forbid"):
@@ -95,6 +135,11 @@ class CamerasResult(StageResult, frozen=True, extra="forbid"):
     photo_shifts_px: dict[str, tuple[float, float]] = {}
     """By view, how far the photo lies off its depth render: right, down; views where that was measured."""
 
+    @property
+    def work_files(self) -> tuple[FileRef, ...]:
+        """The cameras."""
+        return (self.file,)
+
 
 class ModelResult(StageResult, frozen=True, extra="forbid"):
     """A model that is ready, on a machine that has room for it."""
@@ -104,6 +149,9 @@ class ModelResult(StageResult, frozen=True, extra="forbid"):
     device: str
     needed_memory_bytes: int
     available_memory_bytes: int | None
+    needed_gpu_bytes: int = 0
+    available_gpu_bytes: int | None = None
+    """Of the GPU with the most free memory; None without one."""
 
 
 class InferResult(StageResult, frozen=True, extra="forbid"):
@@ -115,6 +163,16 @@ class InferResult(StageResult, frozen=True, extra="forbid"):
     faces: int
     frame: dict[str, Any]
     model_seconds: dict[str, float]
+
+    @property
+    def work_files(self) -> tuple[FileRef, ...]:
+        """The reconstruction as arrays."""
+        return (self.file,)
+
+    @property
+    def run_files(self) -> tuple[FileRef, ...]:
+        """The meshes, and their cameras."""
+        return self.outputs
 
 
 class QualityResult(StageResult, frozen=True, extra="forbid"):
@@ -129,11 +187,21 @@ class QualityResult(StageResult, frozen=True, extra="forbid"):
     rows: tuple[dict[str, Any], ...]
     """Per view: `view`, `psnr_db`, `ssim`, `mask_iou`, `depth_mae_levels`."""
 
+    @property
+    def run_files(self) -> tuple[FileRef, ...]:
+        """The measures."""
+        return (self.file,)
+
 
 class PreviewResult(StageResult, frozen=True, extra="forbid"):
     """Pictures of the result."""
 
     files: tuple[FileRef, ...]
+
+    @property
+    def run_files(self) -> tuple[FileRef, ...]:
+        """The pictures."""
+        return self.files
 
 
 class PackageResult(StageResult, frozen=True, extra="forbid"):
@@ -145,8 +213,25 @@ class PackageResult(StageResult, frozen=True, extra="forbid"):
     archive: FileRef
 
 
+class ModelSummary(BaseModel, frozen=True, extra="forbid"):
+    """What one model of a finished run came to."""
+
+    model: str
+    mesh: str
+    """The textured mesh, binary glTF."""
+    report: str
+    """The page about the result."""
+    status: str
+    """`normal`, `warning` or `failure`: the class of the quality."""
+    psnr_db: float
+    ssim: float
+    mask_iou: float
+    faces: int
+    vertices: int
+
+
 class RunSummary(BaseModel, frozen=True, extra="forbid"):
-    """A finished run in a few facts."""
+    """A finished run in a few facts; of several models, those of the first one, and of all under `models`."""
 
     run_id: str
     location: str
@@ -169,4 +254,7 @@ class RunSummary(BaseModel, frozen=True, extra="forbid"):
     """Of all stages together."""
     stage_seconds: dict[str, float]
     peak_rss_bytes: int
+    cached_stages: tuple[str, ...] = ()
+    """Whose results an earlier attempt had kept."""
+    models: tuple[ModelSummary, ...] = ()
     warnings: tuple[str, ...]

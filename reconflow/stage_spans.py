@@ -7,6 +7,8 @@ from typing import Final
 from reconflow.nvdiffrec.options import Preset
 
 STAGES: Final = ("validate", "transforms", "load", "infer", "quality", "preview", "package")
+MODEL_STAGES: Final = ("load", "infer", "quality", "preview")
+"""Those that every model of a run goes through."""
 _PERCENT: Final = {
     Preset.DRAFT: (1, 15, 1, 62, 3, 14, 4),
     Preset.STANDARD: (1, 10, 1, 80, 2, 5, 1),
@@ -15,12 +17,23 @@ _PERCENT: Final = {
 """Per preset, in the order of `STAGES`; they add up to 100."""
 
 
-def stage_span(stage: str, preset: Preset) -> tuple[float, float]:
+def stage_span(stage: str, preset: Preset, place: int = 0, models: int = 1) -> tuple[float, float]:
     """Return the fractions of the whole run at which a stage begins and ends.
 
     Args:
         stage: One of `STAGES`.
         preset: How much work the run spends.
+        place: Which of the run's models the stage is about, from 0; no matter for stages that all share.
+        models: How many there are; they take equal shares of what one takes.
     """
-    percent, place = _PERCENT[preset], STAGES.index(stage)
-    return sum(percent[:place]) / 100, sum(percent[: place + 1]) / 100
+    start, stop = _span(stage, preset)
+    if stage not in MODEL_STAGES:
+        return start, stop
+    first, last = _span(MODEL_STAGES[0], preset)[0], _span(MODEL_STAGES[-1], preset)[1]
+    begin = first + place * (last - first) / models
+    return begin + (start - first) / models, begin + (stop - first) / models
+
+
+def _span(stage: str, preset: Preset) -> tuple[float, float]:
+    percent, position = _PERCENT[preset], STAGES.index(stage)
+    return sum(percent[:position]) / 100, sum(percent[: position + 1]) / 100

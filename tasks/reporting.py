@@ -35,6 +35,7 @@ class RunReporter:
         listener: Hears every step in this process; may raise `Cancelled`.
         clock: Seconds, monotonic.
         poller: Knows whether the run was cancelled on the server.
+        models: The names of the models that run one after another.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class RunReporter:
         listener: OnProgress | None = None,
         clock: Callable[[], float] = time.monotonic,
         poller: StatePoller | None = None,
+        models: tuple[str, ...] = (),
     ) -> None:
         self.preset = preset
+        self.models = models
         self._artifact_id = artifact_id
         self._listener = listener
         self._poller = poller
@@ -88,7 +91,7 @@ def reporting_run(request: RunRequest, description: str) -> Iterator[RunReporter
     artifact_id = create_progress_artifact(progress=0.0, key=f"{request.model}-progress", description=description)
     assert isinstance(artifact_id, UUID)
     with StatePoller(own_flow_run_ids()) as poller:
-        reporter = RunReporter(artifact_id, request.preset, _listener.get(), poller=poller)
+        reporter = RunReporter(artifact_id, request.preset, _listener.get(), poller=poller, models=request.models())
         token = _reporter.set(reporter)
         try:
             yield reporter
@@ -96,16 +99,18 @@ def reporting_run(request: RunRequest, description: str) -> Iterator[RunReporter
             _reporter.reset(token)
 
 
-def stage_progress(stage: str) -> OnProgress:
+def stage_progress(stage: str, model: str | None = None) -> OnProgress:
     """Return the receiver of one stage's progress, which moves the whole run's.
 
     Args:
         stage: The stage's name.
+        model: Which model the stage is about, if any.
     """
     reporter = _reporter.get()
     if reporter is None:
         return _listener.get() or _ignore
-    start, stop = stage_span(stage, reporter.preset)
+    place = reporter.models.index(model) if model in reporter.models else 0
+    start, stop = stage_span(stage, reporter.preset, place, max(1, len(reporter.models)))
     receive = part_of(reporter, start, stop)
     receive(0, 1, stage)
     return receive

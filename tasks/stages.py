@@ -1,20 +1,25 @@
 """One Prefect task per stage of a reconstruction. Each wraps one function of `reconflow.pipeline` and nothing else.
 
-Tasks pass small references to files, never arrays. They retry only what says of itself that it may succeed later.
+Tasks pass small references to files, never arrays. They retry only what says of itself that it may succeed later. A
+stage whose result an earlier attempt has kept ends in a state named Cached. Prefect's own cache is not used: whether
+a result still stands is told by its files, not by a record of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.logging import get_run_logger
+from prefect.states import Completed
 
 from reconflow import pipeline
 from reconflow.errors import ReconflowError
-from reconflow.pipeline import RunRef, StageOutcomes
+from reconflow.run_context import RunRef, StageOutcomes
 from reconflow.stage_results import (
     CamerasResult,
     DatasetResult,
@@ -23,11 +28,18 @@ from reconflow.stage_results import (
     PackageResult,
     PreviewResult,
     QualityResult,
+    StageResult,
 )
 from tasks import artifacts
 from tasks.reporting import stage_progress
 
 RETRY_DELAYS_S: Final = [2.0, 10.0]
+CACHED: Final = "Cached"
+"""The name of the state of a task that had nothing left to do."""
+
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
+Result = TypeVar("Result", bound=StageResult)
 
 
 def is_retryable(_task: Task[..., Any], _task_run: TaskRun, state: State[Any]) -> bool:
@@ -36,65 +48,79 @@ def is_retryable(_task: Task[..., Any], _task_run: TaskRun, state: State[Any]) -
     return isinstance(error, ReconflowError) and error.retryable
 
 
-@task(
-    name="validate",
-    retries=2,
-    retry_delay_seconds=RETRY_DELAYS_S,
-    retry_condition_fn=is_retryable,
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
+def stage_task(name: str) -> Callable[[Callable[Parameters, Returned]], Task[Parameters, Returned]]:
+    """Make a task of a function that runs one stage.
+
+    Args:
+        name: The stage's.
+    """
+    return task(
+        name=name,
+        retries=len(RETRY_DELAYS_S),
+        retry_delay_seconds=RETRY_DELAYS_S,
+        retry_condition_fn=is_retryable,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+
+
+def _finished(result: Result) -> Result:
+    """Return a stage's result in a state that says whether it was made now; what was unusual goes to the log."""
+    for note in result.record.notes:
+        get_run_logger().warning("%s: %s", result.record.stage, note)
+    if not result.record.cached:
+        return result
+    state: State[Any] = Completed(name=CACHED, message="An earlier attempt had finished this stage.", data=result)
+    return cast("Result", state)  # Prefect gives the flow what is in the state
+
+
+@stage_task("validate")
 def validate(run: RunRef) -> DatasetResult:
     """Check the dataset completely; see `reconflow.pipeline.validate`."""
     dataset = pipeline.validate(run, stage_progress("validate"))
     artifacts.show_dataset(run.request.model, dataset)
-    return dataset
+    return _finished(dataset)
 
 
-@task(name="transforms", cache_policy=NO_CACHE, persist_result=False)
+@stage_task("transforms")
 def transforms(run: RunRef, dataset: DatasetResult) -> CamerasResult:
     """Find or check the cameras; see `reconflow.pipeline.transforms`."""
     cameras = pipeline.transforms(run, dataset, stage_progress("transforms"))
     artifacts.show_cameras(run.request.model, cameras)
-    return cameras
+    return _finished(cameras)
 
 
-@task(name="load", cache_policy=NO_CACHE, persist_result=False)
-def load(run: RunRef, dataset: DatasetResult) -> ModelResult:
+@stage_task("load")
+def load(run: RunRef, model: str, dataset: DatasetResult) -> ModelResult:
     """Make the model ready, when the machine has room; see `reconflow.pipeline.load`."""
-    return pipeline.load(run, dataset, stage_progress("load"))
+    return pipeline.load(run, model, dataset, stage_progress("load", model))
 
 
-@task(name="infer", cache_policy=NO_CACHE, persist_result=False)
+@stage_task("infer")
 def infer(run: RunRef, dataset: DatasetResult, cameras: CamerasResult, model: ModelResult) -> InferResult:
     """Reconstruct and write the meshes; see `reconflow.pipeline.infer`."""
-    return pipeline.infer(run, dataset, cameras, model, stage_progress("infer"))
+    return _finished(pipeline.infer(run, dataset, cameras, model, stage_progress("infer", model.name)))
 
 
-@task(name="quality", cache_policy=NO_CACHE, persist_result=False)
+@stage_task("quality")
 def quality(run: RunRef, dataset: DatasetResult, cameras: CamerasResult, inferred: InferResult) -> QualityResult:
     """Measure the written mesh; see `reconflow.pipeline.quality`."""
-    measured = pipeline.quality(run, dataset, cameras, inferred, stage_progress("quality"))
-    artifacts.show_quality(run.request.model, measured)
-    return measured
+    model = inferred.record.model
+    measured = pipeline.quality(run, dataset, cameras, inferred, stage_progress("quality", model))
+    artifacts.show_quality(model, measured)
+    return _finished(measured)
 
 
-@task(name="preview", cache_policy=NO_CACHE, persist_result=False)
+@stage_task("preview")
 def preview(run: RunRef, inferred: InferResult) -> PreviewResult:
     """Draw the pictures; see `reconflow.pipeline.preview`."""
-    previews = pipeline.preview(run, inferred, stage_progress("preview"))
-    artifacts.show_previews(run.request.model, previews, pipeline.workspace_of(run).root)
-    return previews
+    model = inferred.record.model
+    previews = pipeline.preview(run, inferred, stage_progress("preview", model))
+    artifacts.show_previews(model, previews, pipeline.layout_of(run).root)
+    return _finished(previews)
 
 
-@task(
-    name="package",
-    retries=2,
-    retry_delay_seconds=RETRY_DELAYS_S,
-    retry_condition_fn=is_retryable,
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
+@stage_task("package")
 def package(run: RunRef, outcomes: StageOutcomes, orchestration: dict[str, Any]) -> PackageResult:
     """Write report, run facts, manifest and archive; see `reconflow.pipeline.package`."""
     packaged = pipeline.package(run, outcomes, stage_progress("package"), orchestration)

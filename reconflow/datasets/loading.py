@@ -60,6 +60,25 @@ def has_evident_faults(root: Path) -> bool:
     return bool(plan.faults)
 
 
+def identify_dataset(root: Path) -> str | None:
+    """Return the digest that a loaded dataset has, from its files' content; decodes no picture.
+
+    Args:
+        root: As for `load_dataset`.
+
+    Returns:
+        The digest; None when names, links, sizes or headers alone rule the dataset out.
+    """
+    try:
+        folder = DatasetFolder.open(root)
+        plan = plan_dataset(folder)
+    except InputError:
+        return None
+    _, survey = _surveyed(folder, plan)
+    hashes = _hashes(plan, survey)
+    return None if plan.faults else dataset_digest(hashes)
+
+
 def _surveyed(folder: DatasetFolder, plan: DatasetPlan) -> tuple[dict[str, int], dict[str, SurveyedFile]]:
     """Return the files' sizes and headers, as far as the limits allow; faults go to the plan."""
     sizes = _measure(folder, plan)

@@ -34,6 +34,7 @@ class NvdiffrecModel:
 
     name: ClassVar[str] = "nvdiffrec"
     version: ClassVar[str] = "1"
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
 
     def load(self, device: str = "cpu") -> None:
         """Make ready; this model has no weights.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -124,6 +124,7 @@ def write_package(
     *,
     status: RunStatus = RunStatus.COMPLETED,
     source: RunSource | None = None,
+    others: Sequence[RunLayout] = (),
 ) -> Manifest:
     """Zip everything in the run's folder, then write the manifest.
 
@@ -135,13 +136,15 @@ def write_package(
         facts: Everything else the manifest says; None when the run failed before it was known.
         status: Of the run.
         source: What the run was made from.
+        others: The layouts of further models of the run, whose results are expected as well.
 
     Raises:
         IncompleteResultsError: A completed run lacks one of the files that every result has.
         DiskFullError: There is no room.
     """
     if status is RunStatus.COMPLETED:
-        _expect_results(layout)
+        for expected in (layout, *others):
+            _expect_results(expected)
     layout.manifest.unlink(missing_ok=True)
     paths = _run_files(layout)
     entries = tuple(_entry(layout.root, path) for path in paths)
@@ -244,7 +247,7 @@ def _run_files(layout: RunLayout) -> list[Path]:
 def _entry(root: Path, path: Path, *, varies: bool = False) -> FileEntry:
     name = path.relative_to(root).as_posix()
     return FileEntry(
-        path=name, size=path.stat().st_size, sha256=sha256_of(path), varies=varies or name in VARYING_FILES
+        path=name, size=path.stat().st_size, sha256=sha256_of(path), varies=varies or path.name in VARYING_FILES
     )
 
 

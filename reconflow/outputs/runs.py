@@ -25,13 +25,18 @@ def new_run_id() -> str:
     return "".join(secrets.choice(_RUN_ID_ALPHABET) for _ in range(RUN_ID_LENGTH))
 
 
+def is_run_id(text: str) -> bool:
+    """Whether a text can be a run identifier."""
+    return _RUN_ID_PATTERN.fullmatch(text) is not None
+
+
 def check_run_id(text: str) -> str:
     """Return `text` when it can be a run identifier.
 
     Raises:
         JobNotFoundError: It cannot, so that no such run exists (nor can the text reach outside the artifact store).
     """
-    if not _RUN_ID_PATTERN.fullmatch(text):
+    if not is_run_id(text):
         raise JobNotFoundError(
             f"{text[:64]!r} is not a run id.",
             suggestion=f"A run id has {RUN_ID_LENGTH} lower-case letters and digits, like 3k9x0abz.",
@@ -57,11 +62,14 @@ class RunLayout:
         root: The run's folder, `runs/<run-id>`.
         run_id: The run's identifier.
         model: The model's name, the sub-folder of its results.
+        several: Whether the run has more models, so that each needs its own cameras (its mesh has its own scale) and
+            its own report.
     """
 
     root: Path
     run_id: str
     model: str = "nvdiffrec"
+    several: bool = False
 
     def __post_init__(self) -> None:
         check_run_id(self.run_id)
@@ -128,12 +136,12 @@ class RunLayout:
     @property
     def transforms(self) -> Path:
         """The cameras used, in the mesh's frame, NeRF convention."""
-        return self.root / "transforms.json"
+        return (self.model_dir if self.several else self.root) / "transforms.json"
 
     @property
     def report(self) -> Path:
         """The self-contained report for people."""
-        return self.root / "report.html"
+        return (self.model_dir if self.several else self.root) / "report.html"
 
     @property
     def run(self) -> Path:

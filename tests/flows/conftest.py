@@ -45,10 +45,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> flow_objects.StandInModel:
     """The model that every run in the test gets, and a turntable of two pictures."""
-    from reconflow import models, pipeline
+    from reconflow import models, stages
     from reconflow.outputs.previews import write_turntable
 
     model = flow_objects.StandInModel()
     monkeypatch.setitem(models._ready, ("nvdiffrec", "cpu"), model)
-    monkeypatch.setattr(pipeline, "write_turntable", partial(write_turntable, frames=2, size=64))
+    monkeypatch.setattr(stages, "write_turntable", partial(write_turntable, frames=2, size=64))
     return model

@@ -11,6 +11,7 @@ from PIL import Image
 
 from reconflow.cameras.calibration import Calibration
 from reconflow.cameras.six_axis import six_axis_rig
+from reconflow.checkpoints import Checkpoint
 from reconflow.datasets.dataset import Dataset
 from reconflow.datasets.writing import write_six_view
 from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
@@ -79,6 +80,7 @@ class StandInModel:
 
     name = "nvdiffrec"
     version = "stand-in"
+    devices = ("cpu",)
 
     def __init__(self, during: Callable[[int], None] | None = None, result: TexturedMesh | None = None) -> None:
         self.during = during
@@ -91,7 +93,12 @@ class StandInModel:
         """Nothing to release."""
 
     def reconstruct(
-        self, dataset: Dataset, calibration: Calibration, options: NvdiffrecOptions, on_progress: OnProgress
+        self,
+        dataset: Dataset,
+        calibration: Calibration,
+        options: NvdiffrecOptions,
+        on_progress: OnProgress,
+        checkpoint: Checkpoint | None = None,
     ) -> Reconstruction:
         """Report `STEPS` steps and return the known answer."""
         for step in range(STEPS):

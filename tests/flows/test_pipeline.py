@@ -154,7 +154,7 @@ def test_a_run_that_cannot_fit_into_memory_is_not_started() -> None:
 def test_a_machine_without_room_stops_before_the_model_starts(
     dataset: Path, stand_in: flow_objects.StandInModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reconflow.pipeline.available_memory_bytes", lambda: 1)
+    monkeypatch.setattr("reconflow.stages.available_memory_bytes", lambda: 1)
     stand_in.during = pytest.fail
     with pytest.raises(MemoryExhaustedError):
         reconstruct_folder(dataset, tmp_path, on_progress=ignore_progress)

@@ -1,0 +1,77 @@
+"""One attempt at a time: the lock that a run's folders are worked on under, and what a killed attempt left in them.
+
+The system releases the lock of a process that is gone, however it went.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from reconflow.errors import JobNotReadyError
+from reconflow.storage import Workspace
+
+if sys.platform != "win32":
+    import fcntl
+
+LOCK_PATIENCE_S: Final = 60.0
+"""How long an attempt waits for one that was taken for dead and is still about to stop."""
+_RETRY_INTERVAL_S: Final = 0.2
+
+
+@contextmanager
+def sole_attempt(open_workspace: Callable[[], Workspace], patience_s: float = LOCK_PATIENCE_S) -> Iterator[Workspace]:
+    """Hold a run's folders for the length of the block; leftovers of a killed attempt are removed first.
+
+    Args:
+        open_workspace: Returns the folders, created when they do not exist.
+        patience_s: How long to wait for another process that holds them.
+
+    Raises:
+        JobNotReadyError: Another process on this machine is still at work on the run.
+    """
+    deadline_s = time.monotonic() + patience_s
+    while (descriptor := _try_lock(open_workspace().work / ".lock")) is None:
+        if time.monotonic() >= deadline_s:
+            raise JobNotReadyError(
+                "Another process is at work on this run.", suggestion="Wait for it to finish, or cancel it."
+            )
+        time.sleep(_RETRY_INTERVAL_S)
+    try:
+        workspace = open_workspace()
+        remove_leftovers(workspace)
+        yield workspace
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(workspace: Workspace) -> None:
+    """Remove the temporary files of processes that are gone."""
+    for folder in (workspace.root, workspace.work):
+        for path in folder.rglob(".*.part"):
+            path.unlink(missing_ok=True)
+
+
+def _try_lock(path: Path) -> int | None:
+    """Return an open descriptor that holds the lock, or None when another process does.
+
+    Whoever finishes removes the folder together with the file, so the lock counts only while the file still stands.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except FileNotFoundError:
+        return None
+    try:
+        if sys.platform != "win32":
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_ino == path.stat().st_ino:
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(descriptor)
+    return None
