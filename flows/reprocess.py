@@ -27,7 +27,6 @@ from flows.submissions import Work, find_deployment, has_ended, latest_of, read_
 from reconflow.datasets.sources import find_datasets
 from reconflow.reprocessing import Decision, Wanted, decide_all, submission_key, wanted_of
 from reconflow.run_records import read_records
-from reconflow.storage import open_store
 
 POLL_INTERVAL_S: Final = 5.0
 _MAX_MESSAGE: Final = 300
@@ -74,7 +73,7 @@ def reprocess(params: ReprocessRequest) -> dict[str, Any]:
 def survey(params: ReprocessRequest, wanted: Wanted) -> list[Decision]:
     """Decide for every dataset, from listings and manifests."""
     sources = find_datasets(params.datasets)
-    return decide_all(sources, read_records(open_store(params.out)), wanted, params.attempts)
+    return decide_all(sources, read_records(params.out), wanted, params.attempts)
 
 
 def show_report(report: WalkReport, key: str) -> None:

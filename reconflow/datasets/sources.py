@@ -12,16 +12,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 
 from pydantic import BaseModel, Field
 
 from reconflow.datasets.files import DatasetFolder, dataset_digest
 from reconflow.datasets.layout import PHOTO_FOLDER, plan_dataset
 from reconflow.datasets.transforms_file import TRANSFORMS_NAMES
-from reconflow.errors import InputError, StorageUnreachableError, ValidationFailedError
+from reconflow.errors import InputError, ValidationFailedError
+from reconflow.storage import check_allowed, open_bucket
+from reconflow.storage.locations import scheme_of
 
-S3_SCHEME: Final = "s3://"
 _INPUT_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".json"})
 _RESULT_MARK: Final = "manifest.json"
 
@@ -74,8 +75,8 @@ def find_datasets(prefix: str) -> list[DatasetSource]:
         prefix: A local folder or an `s3://` address.
 
     Raises:
-        ValidationFailedError: There is no such folder, or it is of an unknown kind.
-        StorageUnreachableError: It cannot be listed.
+        ValidationFailedError: There is no such folder, it is of an unknown kind, or not allowed here.
+        StorageUnreachableError, StorageRefusedError: It cannot be listed.
     """
     base = canonical_location(prefix)
     found = _group(list(_list_files(base)))
@@ -92,8 +93,8 @@ def describe_source(location: str) -> DatasetSource:
         location: A local folder or an `s3://` address.
 
     Raises:
-        ValidationFailedError: There is no such folder, or it is of an unknown kind.
-        StorageUnreachableError: It cannot be listed.
+        ValidationFailedError: There is no such folder, it is of an unknown kind, or not allowed here.
+        StorageUnreachableError, StorageRefusedError: It cannot be listed.
     """
     base = canonical_location(location)
     return DatasetSource(location=base, listing=_listing_digest((), _list_files(base)))
@@ -154,11 +155,13 @@ def _root_in(file: ListedFile) -> tuple[str, ...] | None:
 
 
 def _list_files(base: str) -> Iterator[ListedFile]:
-    if base.startswith(S3_SCHEME):
-        return _list_s3(base)
-    if "://" in base:
+    check_allowed(base)
+    scheme = scheme_of(base)
+    if scheme == "s3":
+        return _list_bucket(base)
+    if scheme is not None:
         raise ValidationFailedError(
-            f"Datasets cannot be read from {base.split('://')[0]}:// locations.",
+            f"Datasets cannot be read from {scheme}:// locations.",
             suggestion="Give a local folder or an s3:// address.",
         )
     return _list_folder(Path(base))
@@ -179,20 +182,10 @@ def _list_folder(folder: Path) -> Iterator[ListedFile]:
             yield ListedFile((*parts, name), status.st_size, str(status.st_mtime_ns))
 
 
-def _list_s3(base: str) -> Iterator[ListedFile]:
-    import fsspec
-
-    try:
-        files, path = fsspec.url_to_fs(base)
-        files.invalidate_cache()
-        listed: dict[str, dict[str, Any]] = files.find(path, detail=True)
-    except (OSError, ValueError) as error:
-        raise StorageUnreachableError(
-            f"The datasets cannot be listed ({type(error).__name__}).",
-            suggestion="Check the address, the endpoint and the credentials.",
-        ) from error
-    start = len(path.rstrip("/")) + 1
-    for key, facts in listed.items():
-        parts = tuple(key[start:].split("/"))
-        if not any(part.startswith(".") for part in parts):
-            yield ListedFile(parts, int(facts["size"]), str(facts.get("ETag", "")).strip('"'))
+def _list_bucket(base: str) -> Iterator[ListedFile]:
+    location, bucket = open_bucket(base)
+    start = len(location.key("")) + 1 if location.prefix else 0
+    for item in bucket.objects(location.key("") + "/" if location.prefix else ""):
+        parts = tuple(item.key[start:].split("/"))
+        if parts[-1] and not any(part.startswith(".") for part in parts):
+            yield ListedFile(parts, item.size, item.etag)

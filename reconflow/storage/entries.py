@@ -65,11 +65,14 @@ class Tombstone(BaseModel, frozen=True, extra="forbid"):
     run_id: str
     expired_at: datetime
     reason: str
+    manifest: Manifest | None = None
+    """Of the run, without its files: what it had been made from."""
 
     @classmethod
-    def now(cls, run_id: str, reason: str) -> Tombstone:
+    def now(cls, run_id: str, reason: str, manifest: Manifest | None = None) -> Tombstone:
         """Return the tombstone of a run that expires at this moment."""
-        return cls(run_id=run_id, expired_at=datetime.now(UTC).replace(microsecond=0), reason=reason)
+        kept = None if manifest is None else manifest.model_copy(update={"files": ()})
+        return cls(run_id=run_id, expired_at=datetime.now(UTC).replace(microsecond=0), reason=reason, manifest=kept)
 
     def to_bytes(self) -> bytes:
         """Return the tombstone as it is stored."""

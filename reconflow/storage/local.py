@@ -151,8 +151,8 @@ class LocalStore:
 
     def delete_run(self, run_id: str, reason: str) -> None:
         """Leave a tombstone, then remove the manifest, then the rest."""
-        self.read_manifest(run_id)
-        write_bytes(self._tombstone(run_id), Tombstone.now(run_id, reason).to_bytes())
+        manifest = self.read_manifest(run_id)
+        write_bytes(self._tombstone(run_id), Tombstone.now(run_id, reason, manifest).to_bytes())
         (self._run(run_id) / MANIFEST_NAME).unlink(missing_ok=True)
         _remove(self._run(run_id))
 

@@ -198,8 +198,8 @@ class ObjectStore:
 
     def delete_run(self, run_id: str, reason: str) -> None:
         """Leave a tombstone, then remove the manifest, then the rest."""
-        self.read_manifest(run_id)
-        self.bucket.put(self._tombstone(run_id), Tombstone.now(run_id, reason).to_bytes())
+        manifest = self.read_manifest(run_id)
+        self.bucket.put(self._tombstone(run_id), Tombstone.now(run_id, reason, manifest).to_bytes())
         self.bucket.delete([self._run(run_id, MANIFEST_NAME)])
         self.bucket.delete(item.key for item in self.bucket.objects(self._run(run_id, "")))
 
