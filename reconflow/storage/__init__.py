@@ -6,13 +6,19 @@ Nothing here computes. `docs/storage.md` has the layout of a store.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reconflow.errors import ValidationFailedError
-from reconflow.storage.access import StorageAccess, using_access
+from reconflow.storage.access import StorageAccess, access_for, using_access
 from reconflow.storage.local import LocalStore
-from reconflow.storage.locations import check_allowed, scheme_of
+from reconflow.storage.locations import S3Location, check_allowed, parse_s3, scheme_of
 from reconflow.storage.protocol import ArtifactStore, PublishedRun, StoredStage, Sweepings, Workspace
+
+if TYPE_CHECKING:
+    from reconflow.storage.bucket import Bucket
 
 __all__ = [
     "ArtifactStore",
@@ -23,6 +29,7 @@ __all__ = [
     "Sweepings",
     "Workspace",
     "check_allowed",
+    "open_bucket",
     "open_store",
     "using_access",
 ]
@@ -51,13 +58,34 @@ def open_store(uri: str | Path) -> ArtifactStore:
     )
 
 
+def open_bucket(uri: str) -> tuple[S3Location, Bucket]:
+    """Return the bucket of an `s3://bucket/prefix`, for reading what is no store of results; sends nothing.
+
+    Raises:
+        ValidationFailedError: The location cannot be understood, or is not allowed here.
+    """
+    check_allowed(uri)
+    location = parse_s3(uri)
+    with _needing_s3():
+        from reconflow.storage.bucket import Bucket
+
+    return location, Bucket(location.bucket, access_for(uri))
+
+
 def _open_object_store(uri: str) -> ArtifactStore:
-    try:
+    with _needing_s3():
         from reconflow.storage.object_store import ObjectStore
+
+    return ObjectStore.open(uri)
+
+
+@contextmanager
+def _needing_s3() -> Iterator[None]:
+    try:
+        yield
     except ModuleNotFoundError as error:
         if error.name not in ("boto3", "botocore", "urllib3"):
             raise
         raise ValidationFailedError(
             "s3:// locations need packages that are not installed.", suggestion="pip install 'reconflow[s3]'"
         ) from None
-    return ObjectStore.open(uri)
