@@ -196,8 +196,9 @@ def _apply_automations(
 
 
 def _complete(definition: AutomationCore, *, enabled: bool) -> AutomationCore:
-    """Return a definition with every field set: the client leaves out of an update what was not set."""
-    return AutomationCore.model_validate({**definition.model_dump(mode="json"), "enabled": enabled})
+    """Return a definition with every field set that an update may have: the client leaves out what was not set."""
+    content = definition.model_dump(mode="json", exclude={"owner_resource"})
+    return AutomationCore.model_validate({**content, "enabled": enabled})
 
 
 def _remove(client: SyncPrefectClient, entries: frozenset[str], *, dry_run: bool) -> Iterator[Change]:

@@ -10,9 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from reconflow.errors import DeploymentFailedError, ServerUnreachableError
+
 if TYPE_CHECKING:
     from deployments.apply import Change
 
+_MAX_OUTPUT: Final = 2000
 _STYLES: Final = {"create": "green", "update": "yellow", "remove": "red", "keep": "dim"}
 
 
@@ -49,6 +52,7 @@ def deploy_command(
 
 
 def _deploy(device: Device | None, out: str | None, datasets: str | None, *, dry_run: bool) -> list[Change]:
+    import httpx
     from prefect.client.orchestration import get_client
 
     from deployments.apply import Choices, apply
@@ -57,9 +61,21 @@ def _deploy(device: Device | None, out: str | None, datasets: str | None, *, dry
 
     root = repository_root()
     expect_configured_server()
-    with get_client(sync_client=True) as client:
-        choices = Choices(device=device.value if device else None, results=out, datasets=datasets)
-        return apply(client, root, choices, dry_run=dry_run)
+    choices = Choices(device=device.value if device else None, results=out, datasets=datasets)
+    try:
+        with get_client(sync_client=True) as client:
+            return apply(client, root, choices, dry_run=dry_run)
+    except httpx.HTTPStatusError as error:
+        raise DeploymentFailedError(
+            f"The Prefect server answers {error.response.status_code} to {error.request.url.path}.",
+            suggestion="Read the details, and run the command again.",
+            output=error.response.text[:_MAX_OUTPUT],
+        ) from error
+    except httpx.TransportError as error:
+        raise ServerUnreachableError(
+            f"The Prefect server stopped answering ({type(error).__name__}).",
+            suggestion="Run the command again: what was done stays done.",
+        ) from error
 
 
 def show_changes(console: Console, changes: list[Change], *, dry_run: bool) -> None:
