@@ -8,13 +8,20 @@ OUT ?= out/demo
 DATASET ?= samples/lantern
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test e2e deploy check bench format clean
 
 demo: $(VENV)/.core
 	$(BIN)/reconflow run $(DATASET) --out $(OUT)
 
 test: $(VENV)/.dev node_modules/.installed
 	$(BIN)/python -m pytest
+
+e2e: $(VENV)/.dev
+	$(BIN)/python -m pytest -m e2e
+
+# Onto the server that PREFECT_API_URL names; options in DEPLOY, like DEPLOY="--device cpu --dry-run".
+deploy: $(VENV)/.core
+	$(BIN)/reconflow deploy $(DEPLOY)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
