@@ -110,13 +110,10 @@ def test_a_changed_object_is_not_handed_out(s3_server: S3Server, bucket: str, tm
 
 
 def test_ten_thousand_runs_are_listed_with_few_requests(s3_server: S3Server, bucket: str) -> None:
-    from moto.backends import get_backend
-
     ids = sorted({new_run_id() for _ in range(10_000)})
-    backend = get_backend("s3")["123456789012"]["aws"]
     for number, run_id in enumerate(ids):
         name = "run.json" if number % 10 == 0 else "manifest.json"
-        backend.put_object(bucket, f"team/runs/{run_id}/{name}", b"{}")
+        s3_server.put(bucket, f"team/runs/{run_id}/{name}", b"{}")
     listed = open_store(f"s3://{bucket}/team").run_ids()
     assert listed == [run_id for number, run_id in enumerate(ids) if number % 10]
 
@@ -181,7 +178,8 @@ def guarded(s3_server: S3Server, bucket: str) -> Iterator[str]:
     """A bucket on a server that checks who asks."""
 
     def free_requests(count: str) -> None:
-        request = urllib.request.Request(f"{s3_server.endpoint_url}/moto-api/reset-auth", count.encode())
+        headers = {"Content-Type": "text/plain"}
+        request = urllib.request.Request(f"{s3_server.endpoint_url}/moto-api/reset-auth", count.encode(), headers)
         urllib.request.urlopen(request).close()
 
     free_requests("0")

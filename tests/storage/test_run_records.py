@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reconflow.datasets.sources import describe_source, find_datasets
 from reconflow.outputs.package import Manifest, RunSource, RunStatus
 from reconflow.run_records import INDEX_NAME, read_records
 from reconflow.storage import ArtifactStore, open_bucket, open_store
+from reconflow.storage.bucket import common_beginnings
 
 
 def manifest(listing: str, status: RunStatus = RunStatus.COMPLETED, **changes: Any) -> Manifest:
@@ -112,3 +115,27 @@ def test_datasets_in_a_bucket_are_found_and_change_with_their_content(bucket: st
     assert found[0].listing == found[1].listing != found[2].listing
     put(store, "boot/multi_views/front.png", b"other")
     assert describe_source(found[0].location).listing != found[0].listing
+
+
+def test_a_long_listing_side_by_side_is_the_plain_one(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from reconflow.storage import bucket as buckets
+
+    store = open_store(f"s3://{bucket}/data")
+    for number in range(23):
+        put(store, f"object-{number}/multi_views/front.png", str(number).encode())
+    for name in ("a/b", "ab/c", "object-1", "object-1.png", "transforms.json"):
+        put(store, name, b"x")
+    _, door = open_bucket(store.uri)
+    monkeypatch.setattr(buckets, "_PAGE", 10)
+    monkeypatch.setattr(buckets, "_FOLDERS_AT_ONCE", 4)
+    assert door.objects_side_by_side("data/") == list(door.objects("data/"))
+
+
+@given(st.sets(st.text("ab", max_size=5), max_size=30), st.integers(1, 5))
+def test_beginnings_divide_folders_into_small_groups(found: set[str], at_most: int) -> None:
+    names = sorted(f"{name}/" for name in found)
+    beginnings = common_beginnings(names, at_most)
+    for name in names:
+        assert sum(name.startswith(beginning) for beginning in beginnings) == 1
+    for beginning in beginnings:
+        assert 1 <= sum(name.startswith(beginning) for name in names) <= at_most
