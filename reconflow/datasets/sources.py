@@ -184,8 +184,8 @@ def _list_folder(folder: Path) -> Iterator[ListedFile]:
 
 def _list_bucket(base: str) -> Iterator[ListedFile]:
     location, bucket = open_bucket(base)
-    start = len(location.key("")) + 1 if location.prefix else 0
-    for item in bucket.objects(location.key("") + "/" if location.prefix else ""):
-        parts = tuple(item.key[start:].split("/"))
+    prefix = f"{location.prefix}/" if location.prefix else ""
+    for item in bucket.objects_side_by_side(prefix):
+        parts = tuple(item.key[len(prefix) :].split("/"))
         if parts[-1] and not any(part.startswith(".") for part in parts):
             yield ListedFile(parts, item.size, item.etag)
