@@ -164,7 +164,7 @@ def _tags_of(store: ArtifactStore, runs: Sequence[PublishedRun]) -> dict[str, fr
 
 
 def run_tags(store: ArtifactStore, run_id: str) -> frozenset[str]:
-    """Return a published run's tags; a run whose records are damaged, or that just went, has none, so no count touches it.
+    """Return a published run's tags; none when its records are damaged or it just went, so that no count touches it.
 
     Args:
         store: Where it is.
