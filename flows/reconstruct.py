@@ -152,5 +152,6 @@ def _orchestration() -> dict[str, Any]:
         "flow_run_id": prefect.runtime.flow_run.id,
         "flow_run_name": prefect.runtime.flow_run.name,
         "deployment_id": prefect.runtime.deployment.id,
+        "tags": sorted(prefect.runtime.flow_run.tags or []),
         "prefect_version": prefect.__version__,
     }
