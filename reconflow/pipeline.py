@@ -23,7 +23,7 @@ from reconflow.packaging import RunFacts, write_failure
 from reconflow.progress import OnProgress, ignore_progress, part_of
 from reconflow.request import Device, RunRequest
 from reconflow.resources import rss_bytes
-from reconflow.run_context import ModelOutcomes, RunRef, RunSite, StageOutcomes, open_site
+from reconflow.run_context import ModelOutcomes, RunRef, RunSite, StageOutcomes, forget_fetched, open_site
 from reconflow.run_lock import remove_leftovers, sole_attempt
 from reconflow.stage_cache import CheckpointKeeper, checkpoint_key, discard, remember
 from reconflow.stage_results import (
@@ -82,6 +82,7 @@ def opened(run: RunRef, outcomes: StageOutcomes) -> Iterator[None]:
             yield
         finally:
             stages.forget_dataset()
+            forget_fetched()
             if outcomes.package is not None:
                 keys = [result.record.key for result in outcomes.done()]
                 discard(store, [*keys, *map(checkpoint_key, filter(None, keys))])
@@ -340,7 +341,7 @@ def _infer_apart(
 ) -> InferResult:
     """Run the stage in a process of its own, and record that its memory is back."""
     arguments = {
-        "site": site.model_dump(mode="json"),
+        "site": site.model_copy(update={"fetched_dataset": site.dataset_folder}).model_dump(mode="json"),
         "dataset": dataset.model_dump(mode="json"),
         "cameras": cameras.model_dump(mode="json"),
         "model": model.model_dump(mode="json"),

@@ -6,6 +6,7 @@ Nothing here computes or decides an order; stages are in `reconflow.stages`, the
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -45,7 +46,17 @@ class RunSite(BaseModel, frozen=True, extra="forbid"):
 
     run: RunRef
     workspace: Workspace
-    dataset_folder: Path
+    fetched_dataset: Path | None = None
+    """The dataset's folder where that is known already, so that nobody asks for it again."""
+
+    @property
+    def dataset_folder(self) -> Path:
+        """The dataset on this machine; it is fetched when it is first asked for.
+
+        Raises:
+            StorageUnreachableError, ValidationFailedError: It cannot be had.
+        """
+        return self.fetched_dataset or _fetch_dataset(self.run.request.dataset)
 
     def layout(self, model: str | None = None) -> RunLayout:
         """Return the names of the files of one model's result; of the request's first model without one."""
@@ -112,10 +123,17 @@ class StageOutcomes:
 
 
 def open_site(run: RunRef) -> RunSite:
-    """Return the run's folders on this machine, created when they do not exist, with the dataset at hand.
+    """Return the run's folders on this machine, created when they do not exist."""
+    return RunSite(run=run, workspace=open_store(run.request.out).open_workspace(run.run_id))
 
-    Raises:
-        StorageUnreachableError: The dataset or the store is somewhere else, and that does not answer.
-    """
-    workspace = open_store(run.request.out).open_workspace(run.run_id)
-    return RunSite(run=run, workspace=workspace, dataset_folder=Path(run.request.dataset))
+
+def forget_fetched() -> None:
+    """Look again where datasets are, at the next run of this process."""
+    _fetch_dataset.cache_clear()
+
+
+@lru_cache(maxsize=4)
+def _fetch_dataset(location: str) -> Path:
+    from reconflow.datasets.fetching import resolve_dataset
+
+    return resolve_dataset(location)

@@ -1,0 +1,84 @@
+"""On which device and in which process a model runs: by rules that are stated, and never another one quietly."""
+
+from __future__ import annotations
+
+import pytest
+
+from reconflow.errors import (
+    GpuUnavailableError,
+    MemoryExhaustedError,
+    ModelUnavailableError,
+    ValidationFailedError,
+)
+from reconflow.execution import check_device, choose_isolation
+from reconflow.gpus import Gpu
+from reconflow.nvdiffrec.model import NvdiffrecModel
+from reconflow.resources import GIB, Needs, check_gpu_memory
+from reconflow.run_context import Isolation
+
+GPU = Gpu(0, "GPU-0", "H", "600", 24 * GIB, 10 * GIB)
+
+
+class GpuModel(NvdiffrecModel):
+    """Computes on both."""
+
+    devices = ("cpu", "cuda")
+
+
+def test_the_cpu_needs_no_gpu() -> None:
+    assert check_device(NvdiffrecModel(), "cpu", ()) == ()
+
+
+def test_a_gpu_that_is_not_there_is_not_replaced() -> None:
+    with pytest.raises(GpuUnavailableError, match="none is here"):
+        check_device(GpuModel(), "cuda", ())
+
+
+def test_a_worker_set_up_for_the_cpu_offers_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECONFLOW_DEVICE", "cpu")
+    with pytest.raises(GpuUnavailableError, match="set up for the device cpu"):
+        check_device(GpuModel(), "cuda", (GPU,))
+
+
+def test_a_model_without_an_engine_for_the_gpu_says_so() -> None:
+    with pytest.raises(ModelUnavailableError, match="nvdiffrec computes on cpu in this version") as caught:
+        check_device(NvdiffrecModel(), "cuda", (GPU,))
+    assert "cpu" in caught.value.suggestion
+
+
+def test_a_gpu_that_is_there_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECONFLOW_DEVICE", "cuda")
+    assert check_device(GpuModel(), "cuda", (GPU,)) == (GPU,)
+
+
+def test_what_no_gpu_has_room_for_is_not_started() -> None:
+    check_gpu_memory(Needs(0, 0, gpu_bytes=10 * GIB), (GPU,))
+    check_gpu_memory(Needs(0, 0, gpu_bytes=99 * GIB), ())
+    with pytest.raises(MemoryExhaustedError, match=r"12\.0 GiB of GPU memory and 10\.0 GiB"):
+        check_gpu_memory(Needs(0, 0, gpu_bytes=12 * GIB), (GPU,))
+
+
+@pytest.mark.parametrize(
+    ("told", "asked", "device", "chosen"),
+    [
+        (None, None, "cpu", "none"),
+        (None, None, "cuda", "process"),
+        (None, "process", "cpu", "process"),
+        (None, "none", "cuda", "none"),
+        ("none", "process", "cuda", "none"),
+        ("process", None, "cpu", "process"),
+    ],
+)
+def test_the_environment_decides_then_the_caller_then_the_device(
+    told: str | None, asked: Isolation | None, device: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RECONFLOW_ISOLATION", raising=False)
+    if told is not None:
+        monkeypatch.setenv("RECONFLOW_ISOLATION", told)
+    assert choose_isolation(device, asked) == chosen
+
+
+def test_another_word_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECONFLOW_ISOLATION", "maybe")
+    with pytest.raises(ValidationFailedError, match="maybe"):
+        choose_isolation("cpu")
