@@ -34,6 +34,9 @@ class RetentionRules(BaseModel, frozen=True, extra="forbid"):
         title="Newest per tag",
         description="How many of the newest runs with a tag stay; a run that is over the number for any tag expires.",
     )
+    keep_per_dataset: Annotated[int, Field(ge=0)] | None = Field(
+        None, title="Newest per dataset", description="The same for every tag `dataset-...` that the runs have."
+    )
     stages_days: Annotated[float, Field(gt=0)] | None = Field(
         None, title="Stage results", description="Kept stage results made longer ago are removed, days."
     )
@@ -91,8 +94,8 @@ def plan_expiry(store: ArtifactStore, rules: RetentionRules, now: datetime) -> l
     """
     runs = sorted(store.published_runs(), key=lambda run: (run.published_at, run.run_id))
     pinned = store.pinned_runs()
-    tags = _tags_of(store, runs) if rules.keep_per_tag else {}
-    surplus = _surplus(runs, tags, rules.keep_per_tag)
+    tags = _tags_of(store, runs) if rules.keep_per_tag or rules.keep_per_dataset is not None else {}
+    surplus = _surplus(runs, tags, _kept_counts(rules, tags))
     decisions = []
     for run in runs:
         reason = _age_reason(run, rules.max_age_days, now) or surplus.get(run.run_id, "")
@@ -142,6 +145,14 @@ def _age_reason(run: PublishedRun, max_age_days: float | None, now: datetime) ->
     if max_age_days is None or now - run.published_at <= timedelta(days=max_age_days):
         return ""
     return f"older than {max_age_days:g} days"
+
+
+def _kept_counts(rules: RetentionRules, tags: Mapping[str, frozenset[str]]) -> dict[str, int]:
+    """Return how many runs of each tag stay; what is said of a tag by name wins over what is said of all datasets."""
+    if rules.keep_per_dataset is None:
+        return rules.keep_per_tag
+    datasets = {tag for own in tags.values() for tag in own if tag.startswith("dataset-")}
+    return dict.fromkeys(sorted(datasets), rules.keep_per_dataset) | rules.keep_per_tag
 
 
 def _surplus(

@@ -1,0 +1,92 @@
+"""The flow `expire`: remove results that the retention rules let go, and what runs and requests have left behind.
+
+Which runs those are is decided in `reconflow.retention`. Never a run that is pinned or at work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import prefect.runtime.flow_run
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_table_artifact
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.sorting import FlowRunSort
+
+from flows.cancellation import CancellationDesk
+from flows.expire_request import ExpireRequest, ExpiryReport, make_report, protect
+from flows.run_ids import run_id_of
+from reconflow.retention import apply_expiry, plan_expiry
+from reconflow.storage import open_store
+
+_PAGE: Final = 200
+_UNFINISHED: Final = [
+    StateType.SCHEDULED,
+    StateType.PENDING,
+    StateType.RUNNING,
+    StateType.PAUSED,
+    StateType.CANCELLING,
+]
+
+
+def name_run() -> str:
+    """Name a run by the store."""
+    request = ExpireRequest.model_validate(prefect.runtime.flow_run.parameters["params"])
+    return f"{request.out}{' · dry run' if request.dry_run else ''}"
+
+
+@flow(
+    name="expire",
+    flow_run_name=name_run,
+    description="Remove old results and leftovers; a dry run unless told otherwise.",
+    result_serializer="json",
+    persist_result=False,
+)
+def expire(params: ExpireRequest) -> dict[str, Any]:
+    """Remove what the rules let expire.
+
+    Args:
+        params: From which store, by which rules, and whether really.
+
+    Returns:
+        Counts and a row per run; see `flows.expire_request.ExpiryReport`.
+    """
+    params = ExpireRequest.model_validate(params.model_dump())
+    with get_client(sync_client=True) as client:
+        report = expire_with(client, params)
+    create_table_artifact(table=report.table_rows(), key="expire", description=report.headline())
+    get_run_logger().info(report.headline())
+    return report.model_dump(mode="json")
+
+
+def expire_with(client: SyncPrefectClient, request: ExpireRequest) -> ExpiryReport:
+    """Do what the flow does, without showing it.
+
+    Args:
+        client: Of the Prefect server, which knows the runs at work and the requests to cancel.
+        request: What is asked for.
+    """
+    store, now = open_store(request.out), datetime.now(UTC)
+    decisions = protect(plan_expiry(store, request.rules, now), unfinished_run_ids(client))
+    if request.dry_run:
+        return make_report(decisions, now)
+    outcome = apply_expiry(store, decisions, request.rules)
+    swept = {**asdict(outcome.swept), "cancellations": CancellationDesk(client).sweep()}
+    return make_report(decisions, now, outcome, swept)
+
+
+def unfinished_run_ids(client: SyncPrefectClient) -> frozenset[str]:
+    """Return the run ids of the Prefect runs that have not ended."""
+    unfinished = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_UNFINISHED)))
+    found: set[str] = set()
+    offset = 0
+    while True:
+        page = client.read_flow_runs(flow_run_filter=unfinished, sort=FlowRunSort.ID_DESC, limit=_PAGE, offset=offset)
+        found.update(run_id for run in page if (run_id := run_id_of(run)) is not None)
+        if len(page) < _PAGE:
+            return frozenset(found)
+        offset += _PAGE
