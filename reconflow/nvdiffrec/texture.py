@@ -7,7 +7,6 @@ match. Colours are linear light inside, sRGB at the end.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from reconflow.nvdiffrec.large_steps import conjugate_gradient, edge_laplacian
 from reconflow.nvdiffrec.photos import Photo, shrink
 from reconflow.nvdiffrec.texel_views import Texels, ViewGeometry, gather, locate_texels, see_mesh
 from reconflow.progress import OnProgress, ignore_progress
+from reconflow.rendering.backproject import backproject_image
 from reconflow.rendering.shade import render_textured
 
 Float32 = NDArray[np.float32]
@@ -32,6 +32,10 @@ _LOOKUP_RINGS, _FINAL_RINGS = 2, 8
 """How many texels colours are continued beyond their charts while fitting, and exactly in the end."""
 _FIT_POWER = 1.0
 """Exponent of the cosine in the weights of the corrections."""
+_SUPERSAMPLE = 2
+"""Samples per pixel along each axis in the renders that photos are compared with."""
+_FAINT_WEIGHT = 0.02
+"""A texel that makes up less of a pixel than this, in all views together, mostly keeps its colour."""
 
 
 def fit_texture(
@@ -53,9 +57,9 @@ def fit_texture(
         size: Side of the texture, texels.
         steps: Correction passes through the renderer.
         on_progress: Receiver of progress.
-        every_pixel_counts: Whether the corrections trust pixels at depth edges and grazing views like all others. It
-            brings the renders closer to photos that disagree with each other; where they agree it only adds noise
-            from the rims.
+        every_pixel_counts: Whether the corrections are the least-squares ones, in which pixels at depth edges and
+            in grazing views count like all others. It brings the renders closer to photos that disagree with each
+            other; where they agree it only adds noise from the rims.
 
     Returns:
         textured: The painted mesh.
@@ -71,16 +75,15 @@ def fit_texture(
     filled = _fill_unseen(mesh, texels, face_id, bary, colour, confidence[:, 0] > 0.5)
     colour = confidence * colour + (1 - confidence) * filled
     losses: list[list[float]] = []
-    correcting, share = geometry, confidence
-    if every_pixel_counts:
-        correcting = [replace(view, trust=np.ones_like(view.trust)) for view in geometry]
-        share = np.ones_like(confidence)
     texture = _spread(colour, texels)
     for step in range(steps):
         residuals, loss = _residuals(_encode(mesh, atlas, texture), photos, geometry)
         losses.append([step, loss])
-        correction, _ = gather(texels, correcting, residuals, grazing_power=_FIT_POWER)
-        colour = np.clip(colour + share * correction, 0, 1)
+        if every_pixel_counts:
+            correction = _least_squares_step(mesh, atlas, texels, photos, residuals)
+        else:
+            correction = confidence * gather(texels, geometry, residuals, grazing_power=_FIT_POWER)[0]
+        colour = np.clip(colour + correction, 0, 1)
         texture = _spread(colour, texels)
         on_progress(step + 2, total, "fitting the texture")
     texture = _spread(colour, texels, finished=True)
@@ -119,7 +122,7 @@ def _residuals(
     """Return photo minus render per view, linear light, 0 off the mesh; and the mean square over what is covered."""
     residuals, total, count = [], 0.0, 0
     for photo, view in zip(photos, geometry, strict=True):
-        rendered = linear_from_srgb(render_textured(textured, photo.camera, supersample=2).rgb_srgb)
+        rendered = linear_from_srgb(render_textured(textured, photo.camera, supersample=_SUPERSAMPLE).rgb_srgb)
         on_mesh = view.depth > 0
         residual = np.where(on_mesh[..., None], photo.over_white - rendered, np.float32(0))
         both = on_mesh & (photo.coverage >= 0.5)
@@ -127,6 +130,22 @@ def _residuals(
         count += 3 * int(both.sum())
         residuals.append(residual)
     return residuals, total / max(count, 1)
+
+
+def _least_squares_step(
+    mesh: TriangleMesh, atlas: Atlas, texels: Texels, photos: Sequence[Photo], residuals: Sequence[Float32]
+) -> Float32:
+    """Return the (N, 3) change of the texels that one step of simultaneous reconstruction takes.
+
+    Every texel changes by the mean of the residuals of the pixels that show it, weighted by its part of each pixel
+    (SIRT: Gilbert 1972): a descent on the squared difference of renders and photos in which occlusion is exact.
+    """
+    sums = np.zeros((texels.size, texels.size, 4), np.float32)
+    for photo, residual in zip(photos, residuals, strict=True):
+        backproject_image(mesh, atlas.uvs, atlas.uv_faces, photo.camera, residual, sums, _SUPERSAMPLE)
+    summed = sums.reshape(-1, 4)[texels.index]
+    change: Float32 = summed[:, :3] / (summed[:, 3:] + np.float32(_FAINT_WEIGHT))
+    return change
 
 
 def _spread(colour: Float32, texels: Texels, *, finished: bool = False) -> Float32:

@@ -78,6 +78,19 @@ def test_corrections_through_the_renderer_bring_the_picture_closer() -> None:
     assert corrected > gathered + 0.5
 
 
+def test_least_squares_corrections_end_nearer_to_photos_that_disagree_with_each_other() -> None:
+    photos = photos_of(bumpy(), checker)
+    photos = [replace(p, linear=np.roll(p.linear, 2 * (n % 3 - 1), axis=1)) for n, p in enumerate(photos)]
+    atlas = unwrap(bumpy(), TEXTURE)
+    ends = []
+    for every_pixel_counts in (False, True):
+        _, facts = fit_texture(bumpy(), atlas, photos, TEXTURE, 4, every_pixel_counts=every_pixel_counts)
+        losses = [loss for _, loss in facts["rgb_mse"]]
+        ends.append(losses[-1])
+    assert losses == sorted(losses, reverse=True)
+    assert ends[1] < 0.9 * ends[0]
+
+
 def test_texels_that_no_view_sees_are_filled_from_their_neighbours() -> None:
     mesh = scaled(iso_surface(SOLIDS["sphere"][0], resolution=32), 0.8)
     textured, facts = fit_texture(mesh, unwrap(mesh, TEXTURE), photos_of(mesh, grey)[:1], TEXTURE, 2)
