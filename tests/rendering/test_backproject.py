@@ -1,4 +1,4 @@
-"""Back-projection is the transpose of the textured render, bit for bit the same for any number of threads and strips."""
+"""Back-projection is the transpose of the textured render, the same bits for any number of threads and strips."""
 
 from __future__ import annotations
 
