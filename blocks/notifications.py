@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from email.message import EmailMessage
+from email.policy import SMTP
 from enum import StrEnum
 from typing import Annotated, Final, cast
 
@@ -31,6 +32,8 @@ ATTEMPTS: Final = 5
 FIRST_DELAY_S: Final = 1.0
 TIMEOUT_S: Final = 10.0
 _TOO_MANY_REQUESTS: Final = 429
+_LONGEST_HEADER: Final = 200
+"""So that a signature is not broken into two lines."""
 _TRANSIENT_SMTP: Final = range(400, 500)
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -178,7 +181,7 @@ class EmailDestination(Block):
         _retrying(name, lambda: self._send(self._message(delivery), name), wait)
 
     def _message(self, delivery: Delivery) -> EmailMessage:
-        message = EmailMessage()
+        message = EmailMessage(policy=SMTP.clone(max_line_length=_LONGEST_HEADER))
         message["Subject"], message["From"], message["To"] = delivery.subject, self.sender, ", ".join(self.recipients)
         for header, value in _signature_headers(delivery, self.secret).items():
             message[header] = value
@@ -193,17 +196,22 @@ class EmailDestination(Block):
                     server.starttls(context=ssl.create_default_context())
                 if self.username is not None:
                     server.login(self.username, self.password.get_secret_value() if self.password else "")
-                server.send_message(message)
+                refused = server.send_message(message)
         except smtplib.SMTPAuthenticationError:
             raise _failed(name, "the mail server refuses user and password") from None
         except smtplib.SMTPResponseException as error:
             if error.smtp_code in _TRANSIENT_SMTP:
                 raise _TransientError(f"the mail server answers {error.smtp_code}") from None
             raise _failed(name, f"the mail server answers {error.smtp_code}") from None
-        except smtplib.SMTPRecipientsRefused:
+        except smtplib.SMTPRecipientsRefused as error:
+            codes = sorted({code for code, _ in error.recipients.values()})
+            if all(code in _TRANSIENT_SMTP for code in codes):
+                raise _TransientError(f"the mail server answers {codes[0]}") from None
             raise _failed(name, "the mail server refuses all recipients") from None
         except (OSError, smtplib.SMTPException) as error:
             raise _TransientError(f"the mail server cannot be reached ({type(error).__name__})") from None
+        if refused:  # the others have it: sending again would double it
+            raise _failed(name, f"the mail server refuses {len(refused)} of {len(self.recipients)} recipients")
 
     def _connect(self) -> smtplib.SMTP:
         if self.encryption is Encryption.TLS:

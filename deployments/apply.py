@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from prefect.settings import get_current_settings
 
 from deployments.automations import define_automations, is_same
 from deployments.default_blocks import apply_blocks, has_destinations
-from deployments.desired import DeploymentFacts, desired_deployments, existing_deployments
+from deployments.desired import FILE_NAME, DeploymentFacts, desired_deployments, excerpt, existing_deployments
 from deployments.inventory import read_inventory, set_variable, write_inventory
 from deployments.pools import POOLS, create_pool, needs_update, pool_for, update_pool
 from reconflow.errors import DeploymentFailedError
@@ -147,15 +148,22 @@ def _apply_deployments(
     for name, facts in desired.items():
         same = name in existing and existing[name][1].content == facts.content
         changes.append(Change("deployment", name, "keep" if same else "update" if name in existing else "create"))
-    if not dry_run and any(change.action != "keep" for change in changes):
-        _run_prefect_deploy(root)
+    wanting = [change.name for change in changes if change.action != "keep"]
+    if not dry_run and wanting:
+        _run_prefect_deploy(root, wanting)
     return changes
 
 
-def _run_prefect_deploy(root: Path) -> None:
+def _run_prefect_deploy(root: Path, names: list[str]) -> None:
+    """Let Prefect write these deployments, from a copy of the file that has no others."""
     environment = {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    finished = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / FILE_NAME
+        file.write_text(excerpt(root, names), "utf-8")
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
+        finished = subprocess.run(  # noqa: S603 - our own command
+            command, cwd=root, env=environment, capture_output=True, text=True, check=False
+        )
     if finished.returncode != 0:
         raise DeploymentFailedError(
             "prefect deploy did not succeed.",

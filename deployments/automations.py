@@ -27,7 +27,7 @@ FINAL_STATES: Final = ("Completed", "Failed", "Crashed", "Cancelled")
 RECOVER_DEPLOYMENT: Final = "recover/automatic"
 NOTIFY_DEPLOYMENT: Final = "notify/automatic"
 _HEARTBEAT: Final = "prefect.flow-run.heartbeat"
-_RUN: Final = {"prefect.resource.id": "prefect.flow-run.*"}
+_RUN: Final[dict[str, str | list[str]]] = {"prefect.resource.id": "prefect.flow-run.*"}
 
 
 def define_automations(deployment_ids: Mapping[str, UUID], *, notify: bool) -> list[AutomationCore]:
@@ -61,6 +61,7 @@ def _crash_zombies() -> AutomationCore:
             ChangeFlowRunState(
                 state=StateType.CRASHED,
                 name="Crashed",
+                force=False,
                 message=f"The run has not been heard of for {ZOMBIE_AFTER.seconds} s: its process or machine is gone.",
             )
         ],
@@ -107,7 +108,9 @@ def _of_flows(flows: tuple[str, ...]) -> dict[str, Any]:
 
 def _start(deployment_id: UUID, templates: Mapping[str, str]) -> RunDeployment:
     params = {name: {"__prefect_kind": "jinja", "template": template} for name, template in templates.items()}
-    return RunDeployment(source="selected", deployment_id=deployment_id, parameters={"params": params})
+    return RunDeployment(
+        source="selected", deployment_id=deployment_id, parameters={"params": params}, job_variables=None
+    )
 
 
 def is_same(definition: AutomationCore, existing: AutomationCore) -> bool:

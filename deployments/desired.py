@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowFilter, FlowFilterId
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.flows import load_flow_from_entrypoint
+from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
 from reconflow.errors import ValidationFailedError
@@ -67,6 +67,20 @@ def desired_deployments(root: Path, variables: Mapping[str, str]) -> dict[str, D
     return {fact.name: fact for fact in facts}
 
 
+def excerpt(root: Path, names: Collection[str]) -> str:
+    """Return `prefect.yaml` with only some of its deployments, as text.
+
+    Args:
+        root: The folder with `prefect.yaml`.
+        names: `flow/deployment` of those that stay; a flow is called like its function.
+    """
+    document = yaml.safe_load((root / FILE_NAME).read_text("utf-8"))
+    document["deployments"] = [
+        entry for entry in document["deployments"] if f"{entry['entrypoint'].split(':')[1]}/{entry['name']}" in names
+    ]
+    return str(yaml.safe_dump(document))
+
+
 def _filled(value: Any, variables: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
         return {key: _filled(item, variables) for key, item in value.items()}
@@ -77,7 +91,7 @@ def _filled(value: Any, variables: Mapping[str, str]) -> Any:
 
 def _from_file(root: Path, deployment: dict[str, Any], pull: list[Any]) -> DeploymentFacts:
     path, function = deployment["entrypoint"].split(":")
-    flow = load_flow_from_entrypoint(f"{root / path}:{function}")
+    flow: Flow[..., Any] = load_flow_from_entrypoint(f"{root / path}:{function}")
     pool, limit = deployment["work_pool"], deployment.get("concurrency_limit") or {}
     content = {
         "entrypoint": deployment["entrypoint"],

@@ -21,7 +21,13 @@ import typer
 from rich.console import Console
 
 import reconflow
+from flows.cancel_command import cancel_command
 from flows.console import show_error, show_summary, show_validation, showing_progress
+from flows.deploy_command import Device, deploy_command
+from flows.expire_command import expire_command, pin_command, unpin_command
+from flows.link_command import fetch_command, link_command
+from flows.reprocess_command import reprocess_command
+from flows.worker_command import worker_command
 from reconflow.datasets.files import DatasetFolder
 from reconflow.errors import Cancelled, ReconflowError, ValidationFailedError
 from reconflow.nvdiffrec.options import Preset
@@ -132,15 +138,28 @@ def history_command(
 
 @app.command("doctor")
 def doctor_command(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder that results would go to.")] = Path("out"),
+    out: Annotated[str, typer.Option("--out", "-o", metavar="URI", help="Where results would go.")] = "out",
+    device: Annotated[Device, typer.Option(help="What runs would compute on.")] = Device.CPU,
 ) -> None:
     """Say what this machine has and whether a run can start."""
-    from flows.doctor import examine_machine, show_findings
+    from flows.doctor import Finding, Needs, examine_machine, show_findings
 
-    findings = examine_machine(out)
+    server = "as set by PREFECT_API_URL" if os.environ.get("PREFECT_API_URL") else "embedded, started with each run"
+    findings = [*examine_machine(Needs(device=device.value, out=out)), Finding("Prefect server", server)]
     show_findings(Console(), findings)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(EXIT_FAILED)
+
+
+app.command("cancel")(cancel_command)
+app.command("deploy")(deploy_command)
+app.command("expire")(expire_command)
+app.command("fetch")(fetch_command)
+app.command("link")(link_command)
+app.command("pin")(pin_command)
+app.command("reprocess")(reprocess_command)
+app.command("unpin")(unpin_command)
+app.command("worker")(worker_command)
 
 
 def run_flow(request: RunRequest, on_progress: OnProgress) -> RunSummary:
@@ -221,7 +240,7 @@ def stopping_between_steps(console: Console, on_progress: OnProgress) -> Iterato
     def report(step: int, total: int, message: str) -> None:
         begun.set()
         if asked.is_set():
-            raise Cancelled("The run was cancelled.", suggestion="Run the same command again to start over.")
+            raise Cancelled("The run was cancelled.", suggestion="Run the same command again to go on.")
         on_progress(step, total, message)
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -110,8 +110,6 @@ def examine_gpus(needs: Needs) -> list[Finding]:
         from reconflow.gpus import list_gpus
 
         gpus = {gpu.index: gpu for gpu in list_gpus()}
-    except ImportError:
-        return [failing("GPU", _no_gpu("The package nvidia-ml-py is not installed", "Install reconflow[gpu]"))]
     except GpuUnavailableError as error:
         return [failing("GPU", error)]
     chosen = needs.gpus if needs.gpus is not None else tuple(gpus)

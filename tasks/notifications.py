@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import FlowRun
 from blocks.notifications import Delivery
 from reconflow.errors import ErrorCode, JobExpiredError, JobNotFoundError, JobNotReadyError, ReconflowError
 from reconflow.outputs.package import Manifest
+from reconflow.request import ModelName
 from reconflow.storage import ArtifactStore
 
 VERSION: Final = 1
@@ -49,7 +50,7 @@ def make_payload(flow_run: FlowRun, flow_name: str, state: str, store: ArtifactS
         "flow_run_id": str(flow_run.id),
         "flow_run_name": flow_run.name,
         "dataset": PurePosixPath(dataset.rstrip("/")).name if dataset else None,
-        "models": _models(request),
+        "models": [str(model) for model in ModelName if model in flow_run.tags],
         "preset": request.get("preset"),
         "started_at": _text(flow_run.start_time),
         "ended_at": _text(flow_run.end_time),
@@ -77,11 +78,6 @@ def make_delivery(payload: Mapping[str, Any]) -> Delivery:
         text="\n".join(lines) + "\n",
         body=json.dumps(payload, ensure_ascii=False, sort_keys=True).encode(),
     )
-
-
-def _models(request: Mapping[str, Any]) -> list[str]:
-    models = request.get("models") or request.get("model") or []
-    return [models] if isinstance(models, str) else [str(model) for model in models]
 
 
 def _text(moment: datetime | None) -> str | None:

@@ -111,14 +111,17 @@ def test_what_was_deployed_is_what_the_repository_says(api: httpx.Client) -> Non
     assert pool["env"]["default"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
 
 
+@pytest.mark.e2e
 def test_prefect_deploy_alone_writes_the_same(api: httpx.Client) -> None:
     apply()
+    api.delete(f"/deployments/{deployment(api, 'notify/automatic')['id']}").raise_for_status()
     environment = {**os.environ, "PREFECT_LOGGING_LEVEL": "ERROR"}
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     assert changed(apply()) == {}
 
 
+@pytest.mark.e2e
 def test_choices_are_kept_until_others_are_made(api: httpx.Client) -> None:
     apply(device="cpu", results="s3://results")
     assert deployment(api, "reconstruct/on-demand")["work_pool_name"] == "cpu"
@@ -137,6 +140,7 @@ def test_what_somebody_changed_is_set_right(api: httpx.Client) -> None:
     assert deployment(api, "doctor/on-demand")["tags"] == ["reconflow"]
 
 
+@pytest.mark.e2e
 def test_the_nightly_walk_rests_until_it_knows_where_and_an_operator_s_pause_is_kept(api: httpx.Client) -> None:
     apply()
     (schedule,) = deployment(api, "reprocess/nightly")["schedules"]
@@ -156,7 +160,12 @@ def test_the_nightly_walk_rests_until_it_knows_where_and_an_operator_s_pause_is_
 def test_what_is_no_longer_defined_goes_and_what_others_made_stays(api: httpx.Client, tmp_path: Path) -> None:
     apply()
     theirs = deployment(api, "doctor/on-demand")
-    foreign = {"name": "theirs", "flow_id": theirs["flow_id"], "tags": ["reconflow"], "entrypoint": theirs["entrypoint"]}
+    foreign = {
+        "name": "theirs",
+        "flow_id": theirs["flow_id"],
+        "tags": ["reconflow"],
+        "entrypoint": theirs["entrypoint"],
+    }
     api.post("/deployments/", json=foreign).raise_for_status()
     api.post("/work_pools/", json={"name": "theirs", "type": "process"}).raise_for_status()
     smaller = without_deployment(tmp_path, "flows/doctor_flow.py:doctor")
