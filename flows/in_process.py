@@ -36,7 +36,7 @@ def call_flow(request: RunRequest, on_progress: OnProgress | None = None) -> Run
     except TerminationSignal as error:
         raise KeyboardInterrupt from error
     except CancelledRun as error:
-        raise Cancelled("The run was cancelled.", suggestion="Run the same command again to start over.") from error
+        raise Cancelled("The run was cancelled.", suggestion="Run the same command again to go on.") from error
     finally:
         EventsWorker.drain_all(timeout=FLUSH_TIMEOUT_S)
         APILogHandler().flush()

@@ -22,6 +22,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled as CancelledState
 from prefect.states import Failed
 
+from blocks.artifact_store import using_locations
 from blocks.quality import load_thresholds
 from flows.cancellation_records import forget_own_cancellation
 from flows.run_ids import RUN_TAG
@@ -33,6 +34,7 @@ from reconflow.run_context import Isolation, RunRef, StageOutcomes
 from tasks import artifacts, stages
 from tasks.reporting import reporting_run
 from tasks.run_state import AttemptSuperseded, asked_to_stop, cancelled_before_start, undisturbed
+from tasks.stages import result_of
 
 DATASET_TAG: Final = "dataset-"
 """What stands before the dataset's name in a tag of its Prefect runs."""
@@ -65,12 +67,13 @@ def reconstruct(params: RunRequest) -> dict[str, Any] | State[Any]:
     with get_client(sync_client=True) as client:
         if (cancelled := cancelled_before_start(client, flow_run_id)) is not None:
             return CancelledState(message=cancelled.message, data=cancelled)
-    isolation: Isolation | None = "process" if prefect.runtime.deployment.id else None
-    run = RunRef(run_id=_tagged_run_id(params), request=params, isolation=isolation)
     outcomes = StageOutcomes()
     try:
-        with pipeline.opened(run, outcomes):
-            return _run_recorded(run, outcomes, flow_run_id)
+        with using_locations(params.dataset, params.out) as (dataset, out):
+            request = params.model_copy(update={"dataset": dataset, "out": out})
+            run = RunRef(run_id=_tagged_run_id(request), request=request, isolation=_isolation())
+            with pipeline.opened(run, outcomes):
+                return _run_recorded(run, outcomes, flow_run_id)
     except ReconflowError as error:  # the place for the results cannot be used, so that nothing can be recorded there
         artifacts.show_failure(params.model, error)
         return _failed(error)
@@ -116,15 +119,15 @@ def _unless_cancelled(flow_run_id: UUID, ending: dict[str, Any] | State[Any]) ->
 
 def _run_stages(run: RunRef, outcomes: StageOutcomes) -> dict[str, Any]:
     run = run.model_copy(update={"thresholds": load_thresholds(run.request.quality_thresholds)})
-    outcomes.validate = dataset = stages.validate(run)
-    outcomes.transforms = cameras = stages.transforms(run, dataset)
+    outcomes.validate = dataset = result_of(stages.validate(run))
+    outcomes.transforms = cameras = result_of(stages.transforms(run, dataset))
 
     def run_one(name: str) -> None:
         found = outcomes.of(name)
         found.load = model = stages.load(run, name, dataset)
-        found.infer = inferred = stages.infer(run, dataset, cameras, model)
-        found.quality = stages.quality(run, dataset, cameras, inferred)
-        found.preview = stages.preview(run, inferred)
+        found.infer = inferred = result_of(stages.infer(run, dataset, cameras, model))
+        found.quality = result_of(stages.quality(run, dataset, cameras, inferred))
+        found.preview = result_of(stages.preview(run, inferred))
 
     pipeline.run_models(run, outcomes, run_one)
     outcomes.package = stages.package(run, outcomes, _orchestration())
@@ -145,6 +148,11 @@ def _tagged_run_id(request: RunRequest) -> str:
         with get_client(sync_client=True) as client:
             client.update_flow_run(UUID(prefect.runtime.flow_run.id), tags=[*tags, *missing])
     return run_id
+
+
+def _isolation() -> Isolation | None:
+    """Return where models run: for a deployment in processes of their own, whose memory is surely back afterwards."""
+    return "process" if prefect.runtime.deployment.id else None
 
 
 def _orchestration() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final, ParamSpec, TypeVar, cast
+from typing import Any, Final, ParamSpec, TypeVar
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
@@ -64,18 +64,25 @@ def stage_task(name: str) -> Callable[[Callable[Parameters, Returned]], Task[Par
     )
 
 
-def _finished(result: Result) -> Result:
-    """Return a stage's result in a state that says whether it was made now; what was unusual goes to the log."""
+def result_of(answer: Result | State[Result]) -> Result:
+    """Return the result that a stage's task has returned, in a state of its own or not."""
+    if not isinstance(answer, State):
+        return answer
+    result: Result = answer.result()
+    return result
+
+
+def _finished(result: Result) -> Result | State[Result]:
+    """Return a stage's result, in a state that says so when it was not made now; what was unusual goes to the log."""
     for note in result.record.notes:
         get_run_logger().warning("%s: %s", result.record.stage, note)
     if not result.record.cached:
         return result
-    state: State[Any] = Completed(name=CACHED, message="An earlier attempt had finished this stage.", data=result)
-    return cast("Result", state)  # Prefect gives the flow what is in the state
+    return Completed(name=CACHED, message="An earlier attempt had finished this stage.", data=result)
 
 
 @stage_task("validate")
-def validate(run: RunRef) -> DatasetResult:
+def validate(run: RunRef) -> DatasetResult | State[DatasetResult]:
     """Check the dataset completely; see `reconflow.pipeline.validate`."""
     dataset = pipeline.validate(run, stage_progress("validate"))
     artifacts.show_dataset(run.request.model, dataset)
@@ -83,7 +90,7 @@ def validate(run: RunRef) -> DatasetResult:
 
 
 @stage_task("transforms")
-def transforms(run: RunRef, dataset: DatasetResult) -> CamerasResult:
+def transforms(run: RunRef, dataset: DatasetResult) -> CamerasResult | State[CamerasResult]:
     """Find or check the cameras; see `reconflow.pipeline.transforms`."""
     cameras = pipeline.transforms(run, dataset, stage_progress("transforms"))
     artifacts.show_cameras(run.request.model, cameras)
@@ -97,13 +104,17 @@ def load(run: RunRef, model: str, dataset: DatasetResult) -> ModelResult:
 
 
 @stage_task("infer")
-def infer(run: RunRef, dataset: DatasetResult, cameras: CamerasResult, model: ModelResult) -> InferResult:
+def infer(
+    run: RunRef, dataset: DatasetResult, cameras: CamerasResult, model: ModelResult
+) -> InferResult | State[InferResult]:
     """Reconstruct and write the meshes; see `reconflow.pipeline.infer`."""
     return _finished(pipeline.infer(run, dataset, cameras, model, stage_progress("infer", model.name)))
 
 
 @stage_task("quality")
-def quality(run: RunRef, dataset: DatasetResult, cameras: CamerasResult, inferred: InferResult) -> QualityResult:
+def quality(
+    run: RunRef, dataset: DatasetResult, cameras: CamerasResult, inferred: InferResult
+) -> QualityResult | State[QualityResult]:
     """Measure the written mesh; see `reconflow.pipeline.quality`."""
     model = inferred.record.model
     measured = pipeline.quality(run, dataset, cameras, inferred, stage_progress("quality", model))
@@ -112,7 +123,7 @@ def quality(run: RunRef, dataset: DatasetResult, cameras: CamerasResult, inferre
 
 
 @stage_task("preview")
-def preview(run: RunRef, inferred: InferResult) -> PreviewResult:
+def preview(run: RunRef, inferred: InferResult) -> PreviewResult | State[PreviewResult]:
     """Draw the pictures; see `reconflow.pipeline.preview`."""
     model = inferred.record.model
     previews = pipeline.preview(run, inferred, stage_progress("preview", model))

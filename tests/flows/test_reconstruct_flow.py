@@ -144,6 +144,49 @@ def test_a_cancelled_run_is_a_cancelled_state(
     assert task_states_of(flow_run).keys() == {"validate", "transforms", "load", "infer"}
 
 
+def test_a_second_attempt_shows_what_it_did_not_have_to_do_again(
+    dataset: Path, stand_in: flow_objects.StandInModel, tmp_path: Path
+) -> None:
+    from flows.in_process import call_flow
+
+    def stop(step: int, total: int, message: str) -> None:
+        if message.startswith("preview:"):
+            raise Cancelled("Enough.", suggestion="Start again.")
+
+    request = RunRequest(dataset=str(dataset), out=str(tmp_path), preset="draft")
+    with pytest.raises(Cancelled):
+        call_flow(request, stop)
+    (first,) = (tmp_path / "runs").iterdir()
+    summary = call_flow(request)
+    assert summary.cached_stages == ("validate", "transforms", "infer", "quality")
+    first.rename(tmp_path / "first")
+    assert task_states_of(flow_run_of(tmp_path)) == {
+        **dict.fromkeys(["validate", "transforms", "infer", "quality"], "Cached"),
+        **dict.fromkeys(["load", "preview", "package"], "Completed"),
+    }
+
+
+def test_a_run_without_a_place_for_its_results_is_a_failed_state_with_code_and_way_out(
+    dataset: Path, stand_in: flow_objects.StandInModel, tmp_path: Path
+) -> None:
+    from flows.reconstruct import reconstruct
+
+    state = reconstruct(RunRequest(dataset=str(dataset), out="block://unheard-of"), return_state=True)
+    assert state.is_failed()
+    assert state.message.startswith("VALIDATION_FAILED: ")
+    assert "'unheard-of'" in state.message
+
+
+def test_a_saved_block_says_where_results_go(
+    dataset: Path, stand_in: flow_objects.StandInModel, tmp_path: Path
+) -> None:
+    from blocks.artifact_store import ArtifactStoreBlock
+
+    ArtifactStoreBlock(uri=str(tmp_path)).save("shelf", overwrite=True)
+    summary = run_flow(dataset, "block://shelf/left", preset="draft")  # type: ignore[arg-type]
+    verify_package(tmp_path / "left" / "runs" / summary.run_id)
+
+
 def test_only_what_may_pass_by_itself_is_tried_again() -> None:
     from prefect.states import Failed
 
@@ -197,8 +240,8 @@ def test_every_deployment_names_a_flow_that_exists() -> None:
 
     root = Path(__file__).resolve().parents[2]
     deployments = yaml.safe_load((root / "prefect.yaml").read_text("utf-8"))["deployments"]
-    assert {deployment["name"] for deployment in deployments} == {"on-demand"}
+    assert {"on-demand", "nvdiffrec"} <= {deployment["name"] for deployment in deployments}
     for deployment in deployments:
         path, function = deployment["entrypoint"].split(":")
-        assert load_flow_from_entrypoint(f"{root / path}:{function}").name == "reconstruct"
+        assert callable(load_flow_from_entrypoint(f"{root / path}:{function}"))
         assert deployment["work_pool"]["job_variables"]["stream_output"] is False
