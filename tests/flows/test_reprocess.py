@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from reconflow.outputs.package import RunStatus
 from reconflow.request import RunRequest
+from tests.support.faulty_proxy import Fault, FaultyProxy, running_faulty_proxy
 
 pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("prefect_server")]
 
@@ -196,3 +197,84 @@ def test_the_form_is_closed_titled_and_begins_with_the_datasets() -> None:
     for wrong in ({"colour": 1}, {"options": {"colour": 1}}, {"options": {"preset": "high"}}, {"attempts": 0}):
         with pytest.raises(ValidationError):
             ReprocessRequest(datasets="data", **wrong)
+
+
+def test_a_server_that_fails_a_third_of_all_requests_gets_every_run_once(
+    deployment: Any, walked: dict[str, Any], tmp_path: Path
+) -> None:
+    from datetime import UTC, datetime
+
+    from prefect.client.orchestration import get_client
+    from prefect.logging import disable_run_logger
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    from flows.reprocess import Walk
+    from flows.reprocess_request import ReprocessRequest
+    from reconflow.datasets.sources import find_datasets
+    from reconflow.reprocessing import decide_all, wanted_of
+
+    names = [f"object-{number}" for number in range(12)]
+    walk_objects.write_datasets(Path(walked["datasets"]), *names)
+    request = ReprocessRequest(**walked, in_flight=5)
+    wanted = wanted_of(request.request_for(request.datasets))
+    decisions = decide_all(find_datasets(request.datasets), [], wanted)
+    server = str(PREFECT_API_URL.value()).removesuffix("/api")
+    faults = (Fault.SLOW_DOWN, Fault.INTERNAL_ERROR, Fault.RESET, Fault.LOST_ANSWER)
+    with (
+        running_faulty_proxy(FaultyProxy(server, rate=0.33, faults=faults)) as proxy,
+        walk_objects.StandInWorker(deployment, tmp_path / "out", completed),
+        temporary_settings({PREFECT_API_URL: f"{proxy.endpoint_url}/api", PREFECT_CLIENT_MAX_RETRIES: 0}),
+        disable_run_logger(),
+        get_client(sync_client=True) as client,
+    ):
+        outcomes = Walk(client, request, wanted, datetime.now(UTC)).run_all(decisions)
+    assert {outcome.state for outcome in outcomes.values()} == {"Completed"}
+    assert len(outcomes) == len(submitted(deployment)) == 15
+    assert proxy.counts["LOST_ANSWER"] > 0
+    assert proxy.spoiled > 10
+
+
+def test_a_server_that_stays_away_ends_the_walk_with_a_code(
+    deployment: Any, walked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    from flows import submissions
+    from reconflow.errors import ServerUnreachableError
+
+    monkeypatch.setattr(submissions, "PATIENCE_S", 0.2)
+    server = str(PREFECT_API_URL.value()).removesuffix("/api")
+    with (
+        running_faulty_proxy(FaultyProxy(server, rate=1.0, faults=(Fault.SLOW_DOWN,))) as proxy,
+        temporary_settings({PREFECT_API_URL: f"{proxy.endpoint_url}/api", PREFECT_CLIENT_MAX_RETRIES: 0}),
+        get_client(sync_client=True) as client,
+        pytest.raises(ServerUnreachableError),
+    ):
+        submissions.find_deployment(client, walked["deployment"])
+
+
+def test_a_crash_that_is_recovered_as_a_new_run_is_followed_to_its_end(
+    deployment: Any, walked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.states import Completed, Crashed
+
+    from flows import submissions
+
+    monkeypatch.setattr(submissions, "CRASH_GRACE_S", 30.0)
+    recovered: list[str] = []
+
+    def ending(name: str) -> Any:
+        if name != "cup" or recovered:
+            return Completed()
+        recovered.append(name)
+        with get_client(sync_client=True) as client:
+            (run,) = (run for run in walk_objects.runs_of(client, deployment) if "dataset-cup" in run.tags)
+            client.create_flow_run_from_deployment(deployment, parameters=run.parameters, tags=run.tags)
+        return Crashed(message="killed")
+
+    with walk_objects.StandInWorker(deployment, tmp_path / "out", ending):
+        report = walk(**walked)
+    assert report["states"] == {"Completed": 3}
+    assert len(submitted(deployment)) == 4
