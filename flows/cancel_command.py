@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from reconflow.errors import ServerUnreachableError, ValidationFailedError
+from reconflow.errors import ValidationFailedError
 
 if TYPE_CHECKING:
     from flows.cancellation_answers import PendingCancellation
@@ -34,7 +34,9 @@ def cancel_command(
 
     console = Console(stderr=True)
     with reporting_errors(console, as_json=as_json):
-        _expect_server()
+        from flows.server_checks import expect_configured_server
+
+        expect_configured_server()
         if show_list:
             _print_pending(as_json=as_json)
             return
@@ -97,26 +99,3 @@ def _user_name() -> str:
         raise ValidationFailedError(
             "This user has no name here.", suggestion="Say who asks, with --by NAME.", options=["--by"]
         ) from None
-
-
-def _expect_server() -> None:
-    """Return when a server is configured and answers.
-
-    Raises:
-        ServerUnreachableError: None is, or it does not.
-    """
-    from flows.embedded import is_server_configured
-
-    if not is_server_configured():
-        raise ServerUnreachableError(
-            "No Prefect server is configured, so there is no run that could be cancelled from here.",
-            suggestion="Set PREFECT_API_URL to the server's address; stop a run of `reconflow run` with Ctrl-C.",
-        )
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        if client.api_healthcheck() is not None:
-            raise ServerUnreachableError(
-                "The Prefect server that PREFECT_API_URL names does not answer.",
-                suggestion="Start it, or correct the address.",
-            )
