@@ -66,6 +66,9 @@ class PrefectProcesses:
 
     def __enter__(self) -> Self:
         self.home.mkdir(parents=True, exist_ok=True)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            # Background jobs of a shell ignore it, and so would a worker, which could not be stopped then.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         port = self.url.split(":")[2].split("/")[0]
         try:
             self.start("server", "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port)
@@ -130,6 +133,13 @@ class PrefectProcesses:
         """Give a client of the server."""
         with SyncPrefectClient(self.url, auth_string=self.password, httpx_settings={"timeout": 60.0}) as client:
             yield client
+
+    def progress_of(self, client: SyncPrefectClient, flow_run_id: UUID) -> str:
+        """Return what a run's progress artifact says; empty before there is one."""
+        query = {"artifacts": {"flow_run_id": {"any_": [str(flow_run_id)]}, "type": {"any_": ["progress"]}}}
+        return " ".join(
+            str(found["description"]) for found in client.request("POST", "/artifacts/filter", json=query).json()
+        )
 
     def deploy(self, client: SyncPrefectClient, flow: Any, entrypoint: str) -> UUID:
         """Create the pool and a deployment of a flow in it.

@@ -8,7 +8,7 @@ import prefect.runtime.flow_run
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Failed
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -102,11 +102,20 @@ def do_step(client: SyncPrefectClient, step: CancelRequest) -> CancellationAnswe
     answer = desk.confirm(run, step.by)
     if answer.outcome is not Outcome.CANCELLED:
         return answer
+    return answer.model_copy(
+        update={"message": " ".join([answer.message, *_clean_up(client.read_flow_run(run.id), answer)])}
+    )
+
+
+def _clean_up(flow_run: FlowRun, answer: CancellationAnswer) -> list[str]:
+    """Remove what the run left; return what has to be said about that. The run is cancelled whatever comes of it."""
     reason = f"Cancelled by {answer.by}: {answer.reason}"
-    if clean_up_after(client.read_flow_run(run.id), reason, discard_results=answer.discard_results):
-        return answer
-    unseen = " Its results are in a folder of the machine that it ran on, which cannot be reached from here."
-    return answer.model_copy(update={"message": answer.message + unseen})
+    try:
+        if clean_up_after(flow_run, reason, discard_results=answer.discard_results):
+            return []
+    except ReconflowError as error:
+        return [f"What it left could not be removed ({error.code}): {error.message}"]
+    return ["What it left is in a folder of the machine that it ran on, which cannot be reached from here."]
 
 
 def _page(answer: CancellationAnswer) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from prefect.client.schemas.objects import FlowRun
 
+from blocks.artifact_store import using_locations
 from flows.run_ids import run_id_of
 from reconflow.errors import JobExpiredError, JobNotFoundError
 from reconflow.storage import open_store
@@ -28,18 +29,19 @@ def clean_up_after(flow_run: FlowRun, reason: str, *, discard_results: bool) -> 
         Whether that could be done from here: not for a local folder of another machine.
 
     Raises:
-        StorageUnreachableError: The store does not answer.
+        StorageUnreachableError, StorageRefusedError: The store does not answer, or refuses.
     """
     run_id, out = run_id_of(flow_run), _place_of_results(flow_run)
     if run_id is None or out is None:
         return True  # it never began
-    if "://" not in out and not (Path(out).expanduser() / "runs" / run_id).is_dir():
-        return False
-    store = open_store(out)
-    store.discard_unfinished(run_id)
-    if discard_results:
-        with suppress(JobNotFoundError, JobExpiredError):  # nothing was published, or nothing is left
-            store.delete_run(run_id, reason)
+    with using_locations(out) as (place,):
+        if "://" not in place and not (Path(place).expanduser() / "runs" / run_id).is_dir():
+            return False
+        store = open_store(place)
+        store.discard_unfinished(run_id)
+        if discard_results:
+            with suppress(JobNotFoundError, JobExpiredError):  # nothing was published, or nothing is left
+                store.delete_run(run_id, reason)
     return True
 
 

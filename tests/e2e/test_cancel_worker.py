@@ -49,19 +49,11 @@ def deployment(prefect: PrefectProcesses, client: SyncPrefectClient) -> UUID:
     return prefect.deploy(client, reconstruct, "flows/reconstruct.py:reconstruct")
 
 
-def start_fitting(client: SyncPrefectClient, deployment: UUID, out: Path) -> FlowRun:
+def start_fitting(prefect: PrefectProcesses, client: SyncPrefectClient, deployment: UUID, out: Path) -> FlowRun:
     """Submit a run and return it when its fit is under way."""
     run = submit(client, deployment, {"dataset": str(ROOT / "samples" / "lantern"), "out": str(out), **LONG})
-    wait_until(lambda: "infer:" in progress_of(client, run), 180)
+    wait_until(lambda: "infer:" in prefect.progress_of(client, run.id), 180)
     return client.read_flow_run(run.id)
-
-
-def progress_of(client: SyncPrefectClient, run: FlowRun) -> str:
-    """Return what the run's progress artifact says."""
-    query = {"artifacts": {"flow_run_id": {"any_": [str(run.id)]}, "type": {"any_": ["progress"]}}}
-    return " ".join(
-        str(artifact["description"]) for artifact in client.request("POST", "/artifacts/filter", json=query).json()
-    )
 
 
 def cancel(client: SyncPrefectClient, run: FlowRun) -> Any:
@@ -95,7 +87,7 @@ def test_a_workers_run_is_gone_when_its_cancellation_is_answered(
     prefect: PrefectProcesses, client: SyncPrefectClient, deployment: UUID, tmp_path: Path
 ) -> None:
     worker = prefect.start_worker(client)
-    run = start_fitting(client, deployment, tmp_path)
+    run = start_fitting(prefect, client, deployment, tmp_path)
     assert prefect.alive_of(run.id)
     answer = cancel(client, run)
     assert answer.outcome == "cancelled"
@@ -109,7 +101,7 @@ def test_an_orphan_whose_worker_died_stops_by_itself(
     prefect: PrefectProcesses, client: SyncPrefectClient, deployment: UUID, tmp_path: Path
 ) -> None:
     worker = prefect.start_worker(client, "dying")
-    run = start_fitting(client, deployment, tmp_path)
+    run = start_fitting(prefect, client, deployment, tmp_path)
     worker.kill()
     worker.wait()
     assert prefect.alive_of(run.id)
@@ -128,7 +120,9 @@ def test_a_command_against_a_server_stops_by_itself(
 
     def fitting() -> list[FlowRun]:
         return [
-            run for run in client.read_flow_runs(limit=200) if is_mine(run) and "infer:" in progress_of(client, run)
+            run
+            for run in client.read_flow_runs(limit=200)
+            if is_mine(run) and "infer:" in prefect.progress_of(client, run.id)
         ]
 
     def is_mine(run: FlowRun) -> bool:
@@ -165,7 +159,7 @@ def test_a_run_that_is_killed_leaves_nothing_that_its_cancellation_does_not_remo
     prefect: PrefectProcesses, client: SyncPrefectClient, deployment: UUID, tmp_path: Path
 ) -> None:
     worker = prefect.start_worker(client, "killing")
-    run = start_fitting(client, deployment, tmp_path)
+    run = start_fitting(prefect, client, deployment, tmp_path)
     from flows.cancel import CancelRequest, do_step
 
     do_step(client, CancelRequest(run=str(run.id), by="ada", reason="hangs"))
