@@ -14,12 +14,15 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import Failed
 
+from blocks.artifact_store import using_locations
 from flows.cancellation import CancellationDesk
 from flows.expire_request import ExpireRequest, ExpiryReport, make_report, protect
 from flows.run_ids import run_id_of
+from reconflow.errors import ReconflowError
 from reconflow.retention import apply_expiry, plan_expiry
 from reconflow.storage import open_store
 
@@ -46,7 +49,7 @@ def name_run() -> str:
     result_serializer="json",
     persist_result=False,
 )
-def expire(params: ExpireRequest) -> dict[str, Any]:
+def expire(params: ExpireRequest) -> dict[str, Any] | State[Any]:
     """Remove what the rules let expire.
 
     Args:
@@ -56,8 +59,11 @@ def expire(params: ExpireRequest) -> dict[str, Any]:
         Counts and a row per run; see `flows.expire_request.ExpiryReport`.
     """
     params = ExpireRequest.model_validate(params.model_dump())
-    with get_client(sync_client=True) as client:
-        report = expire_with(client, params)
+    try:
+        with get_client(sync_client=True) as client:
+            report = expire_with(client, params)
+    except ReconflowError as error:
+        return Failed(message=f"{error.code}: {error.message} {error.suggestion}", data=error)
     create_table_artifact(table=report.table_rows(), key="expire", description=report.headline())
     get_run_logger().info(report.headline())
     return report.model_dump(mode="json")
@@ -70,11 +76,13 @@ def expire_with(client: SyncPrefectClient, request: ExpireRequest) -> ExpiryRepo
         client: Of the Prefect server, which knows the runs at work and the requests to cancel.
         request: What is asked for.
     """
-    store, now = open_store(request.out), datetime.now(UTC)
-    decisions = protect(plan_expiry(store, request.rules, now), unfinished_run_ids(client))
-    if request.dry_run:
-        return make_report(decisions, now)
-    outcome = apply_expiry(store, decisions, request.rules)
+    now = datetime.now(UTC)
+    with using_locations(request.out) as (out,):
+        store = open_store(out)
+        decisions = protect(plan_expiry(store, request.rules, now), unfinished_run_ids(client))
+        if request.dry_run:
+            return make_report(decisions, now)
+        outcome = apply_expiry(store, decisions, request.rules)
     swept = {**asdict(outcome.swept), "cancellations": CancellationDesk(client).sweep()}
     return make_report(decisions, now, outcome, swept)
 

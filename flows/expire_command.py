@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Annotated
-from uuid import UUID
 
 import typer
 from rich.console import Console
@@ -18,7 +17,7 @@ from reconflow.errors import ValidationFailedError
 if TYPE_CHECKING:
     from flows.expire_request import ExpireRequest, ExpiryReport
 
-_OUT_HELP = "The store: a folder or s3:// address."
+_OUT_HELP = "The store: a folder, s3:// address or block://NAME."
 _DAYS = {"h": 1 / 24, "d": 1.0, "w": 7.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([hdw])")
 _KEEP = re.compile(r"(?:(.+)=)?(\d{1,6})")
@@ -54,11 +53,11 @@ def pin_command(
 ) -> None:
     """Protect a run's results from expiry."""
     from flows.cli import reporting_errors
-    from reconflow.storage import open_store
+    from flows.link_command import opened_store, stored_run_id
 
     console = Console(stderr=True)
-    with reporting_errors(console):
-        store, run_id = open_store(out), _run_id(run)
+    with reporting_errors(console), opened_store(out) as store:
+        run_id = stored_run_id(run)
         store.read_manifest(run_id)
         store.pin(run_id)
         console.print(f"Run {run_id} is pinned: it never expires.", highlight=False)
@@ -70,11 +69,11 @@ def unpin_command(
 ) -> None:
     """Let a pinned run expire again by the rules."""
     from flows.cli import reporting_errors
-    from reconflow.storage import open_store
+    from flows.link_command import opened_store, stored_run_id
 
     console = Console(stderr=True)
-    with reporting_errors(console):
-        store, run_id = open_store(out), _run_id(run)
+    with reporting_errors(console), opened_store(out) as store:
+        run_id = stored_run_id(run)
         was_pinned = run_id in store.pinned_runs()
         store.pin(run_id, pinned=False)
         console.print(f"Run {run_id} {'is no longer' if was_pinned else 'was not'} pinned.", highlight=False)
@@ -132,37 +131,16 @@ def _expire_without_server(request: ExpireRequest) -> ExpiryReport:
     from datetime import UTC, datetime
 
     from flows.expire_request import make_report
+    from flows.link_command import opened_store
     from reconflow.retention import apply_expiry, plan_expiry
-    from reconflow.storage import open_store
 
-    store, now = open_store(request.out), datetime.now(UTC)
-    decisions = plan_expiry(store, request.rules, now)
-    if request.dry_run:
-        return make_report(decisions, now)
-    outcome = apply_expiry(store, decisions, request.rules)
+    now = datetime.now(UTC)
+    with opened_store(request.out) as store:
+        decisions = plan_expiry(store, request.rules, now)
+        if request.dry_run:
+            return make_report(decisions, now)
+        outcome = apply_expiry(store, decisions, request.rules)
     return make_report(decisions, now, outcome, asdict(outcome.swept))
-
-
-def _run_id(text: str) -> str:
-    """Return the run id of 8 letters and digits that either id means.
-
-    Raises:
-        JobNotFoundError: There is no such run.
-    """
-    from reconflow.outputs.runs import check_run_id
-
-    try:
-        UUID(text)
-    except ValueError:
-        return check_run_id(text.strip().lower())
-    from prefect.client.orchestration import get_client
-
-    from flows.in_process import expect_server
-    from flows.run_ids import find_flow_run, shown_id
-
-    expect_server()
-    with get_client(sync_client=True) as client:
-        return check_run_id(shown_id(find_flow_run(client, text)))
 
 
 def _days(option: str, text: str) -> float:

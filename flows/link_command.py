@@ -36,7 +36,7 @@ def link_command(
     from flows.cli import reporting_errors
 
     console = Console(stderr=True)
-    with reporting_errors(console, as_json=as_json), _opened(out) as store:
+    with reporting_errors(console, as_json=as_json), opened_store(out) as store:
         run_id = stored_run_id(run)
         name = file or f"{run_id}.zip"
         ends_at = datetime.now(UTC) + timedelta(minutes=minutes)
@@ -60,7 +60,7 @@ def fetch_command(
     from flows.cli import reporting_errors
 
     console = Console(stderr=True)
-    with reporting_errors(console, as_json=as_json), _opened(out) as store:
+    with reporting_errors(console, as_json=as_json), opened_store(out) as store:
         folder = store.fetch_run(stored_run_id(run), to.expanduser())
     if as_json:
         typer.echo(json.dumps({"folder": str(folder)}, indent=2))
@@ -94,7 +94,12 @@ def stored_run_id(either_id: str) -> str:
 
 
 @contextmanager
-def _opened(out: str) -> Iterator[ArtifactStore]:
+def opened_store(out: str) -> Iterator[ArtifactStore]:
+    """Open a store for the length of a block of code.
+
+    Args:
+        out: A folder, `s3://bucket/prefix`, or `block://NAME`, for which the Prefect server is asked.
+    """
     if scheme_of(out) != "block":
         yield open_store(out)
         return

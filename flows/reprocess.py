@@ -18,15 +18,20 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Failed
 
+from blocks.artifact_store import using_locations
 from flows.reprocess_report import RunOutcome, WalkReport, make_report, table_rows
 from flows.reprocess_request import ReprocessRequest
 from flows.run_ids import run_id_of
 from flows.submissions import Work, find_deployment, has_ended, latest_of, read_runs, submit
-from reconflow.datasets.sources import find_datasets
+from reconflow.datasets.sources import canonical_location, find_datasets
+from reconflow.errors import ReconflowError
 from reconflow.reprocessing import Decision, Wanted, decide_all, submission_key, wanted_of
+from reconflow.request import RunRequest
 from reconflow.run_records import read_records
+from reconflow.storage.locations import scheme_of
 
 POLL_INTERVAL_S: Final = 5.0
 _MAX_MESSAGE: Final = 300
@@ -45,7 +50,7 @@ def name_walk() -> str:
     result_serializer="json",
     persist_result=False,
 )
-def reprocess(params: ReprocessRequest) -> dict[str, Any]:
+def reprocess(params: ReprocessRequest) -> dict[str, Any] | State[Any]:
     """Bring the results of all datasets below a place up to date.
 
     Args:
@@ -53,27 +58,30 @@ def reprocess(params: ReprocessRequest) -> dict[str, Any]:
 
     Returns:
         Counts and a row per dataset; see `flows.reprocess_report.WalkReport`. A run that fails is a row, not a failure
-        of the walk.
+        of the walk; what the walk itself cannot go on without is a failed state with code and way out.
     """
-    params = ReprocessRequest.model_validate(params.model_dump())
-    began, wanted = datetime.now(UTC), wanted_of(params.request_for(params.datasets))
-    decisions = survey(params, wanted)
-    chosen = params.choose(decisions)
-    report = make_report(params, decisions, chosen, {})
-    show_report(report, "reprocess-decisions")
-    if not params.dry_run:
-        with get_client(sync_client=True) as client:
-            walk = Walk(client, params, wanted, began)
-            report = make_report(params, decisions, chosen, walk.run_all(chosen))
-        show_report(report, "reprocess-runs")
+    params, began = ReprocessRequest.model_validate(params.model_dump()), datetime.now(UTC)
+    try:
+        with using_locations(params.datasets, params.out) as (datasets, out):
+            wanted = wanted_of(params.request_for(datasets).model_copy(update={"out": out}))
+            decisions = survey(datasets, wanted, params.attempts)
+        chosen = params.choose(decisions)
+        report = make_report(params, decisions, chosen, {})
+        show_report(report, "reprocess-decisions")
+        if not params.dry_run:
+            with get_client(sync_client=True) as client:
+                outcomes = Walk(client, params, wanted, began, datasets).run_all(chosen)
+            report = make_report(params, decisions, chosen, outcomes)
+            show_report(report, "reprocess-runs")
+    except ReconflowError as error:
+        return Failed(message=f"{error.code}: {error.message} {error.suggestion}", data=error)
     return report.model_dump(mode="json")
 
 
 @task(name="decide", cache_policy=NO_CACHE, persist_result=False)
-def survey(params: ReprocessRequest, wanted: Wanted) -> list[Decision]:
-    """Decide for every dataset, from listings and manifests."""
-    sources = find_datasets(params.datasets)
-    return decide_all(sources, read_records(params.out), wanted, params.attempts)
+def survey(datasets: str, wanted: Wanted, attempts: int) -> list[Decision]:
+    """Decide for every dataset below a place, from listings and manifests."""
+    return decide_all(find_datasets(datasets), read_records(wanted.out), wanted, attempts)
 
 
 def show_report(report: WalkReport, key: str) -> None:
@@ -93,13 +101,17 @@ class Walk:
         request: What was asked for.
         wanted: How datasets are processed.
         began: When the walk looked into the store, or before.
+        place: The datasets' place, where the request names a block.
     """
 
-    def __init__(self, client: SyncPrefectClient, request: ReprocessRequest, wanted: Wanted, began: datetime) -> None:
+    def __init__(
+        self, client: SyncPrefectClient, request: ReprocessRequest, wanted: Wanted, began: datetime, place: str
+    ) -> None:
         self._client = client
         self._request = request
         self._wanted = wanted
         self._began = began
+        self._place = canonical_location(place)
         self._running: dict[str, FlowRun] = {}
         self._outcomes: dict[str, RunOutcome] = {}
 
@@ -127,7 +139,7 @@ class Walk:
     def _submit(self, deployment: UUID, decision: Decision) -> None:
         """Submit one run; what the server refuses concerns this dataset alone."""
         location = decision.source.location
-        request = self._request.request_for(location)
+        request = self._request_for(location)
         work = Work(
             parameters={"params": request.model_dump(mode="json")},
             key=lambda attempt: submission_key(decision, self._wanted, attempt),
@@ -140,6 +152,13 @@ class Walk:
         except httpx.HTTPStatusError as error:
             refused = f"The Prefect server refused the run ({error.response.status_code})."
             self._outcomes[location] = RunOutcome(state="Not submitted", message=refused)
+
+    def _request_for(self, location: str) -> RunRequest:
+        """Return a run's request as its worker needs it: with the block, which has the credentials, or absolute."""
+        asked, out = self._request.datasets, self._request.out
+        below = location.removeprefix(self._place)
+        request = self._request.request_for(f"{asked.rstrip('/')}{below}" if scheme_of(asked) == "block" else location)
+        return request if scheme_of(out) == "block" else request.model_copy(update={"out": self._wanted.out})
 
     def _look(self) -> None:
         """Take note of the runs that have ended."""

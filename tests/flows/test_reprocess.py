@@ -182,6 +182,21 @@ def test_a_deployment_that_does_not_exist_is_named(walked: dict[str, Any]) -> No
         walk(**walked | {"deployment": "reconstruct/nowhere"})
 
 
+def test_a_walk_over_a_block_submits_the_block_and_compares_its_place(
+    deployment: Any, walked: dict[str, Any], tmp_path: Path
+) -> None:
+    from blocks.artifact_store import ArtifactStoreBlock
+
+    ArtifactStoreBlock(uri=str(tmp_path)).save("walked", overwrite=True)
+    in_block = walked | {"datasets": "block://walked/data", "out": "block://walked/out"}
+    with walk_objects.StandInWorker(deployment, tmp_path / "out", completed, tmp_path):
+        walk(**in_block)
+    datasets = {run.parameters["params"]["dataset"] for run in submitted(deployment)}
+    assert datasets == {f"block://walked/data/{name}" for name in ("boot", "cup", "lamp")}
+    assert {run.parameters["params"]["out"] for run in submitted(deployment)} == {"block://walked/out"}
+    assert walk(**walked, dry_run=True)["decisions"]["up to date"] == 3
+
+
 def test_the_form_is_closed_titled_and_begins_with_the_datasets() -> None:
     from prefect.utilities.callables import parameter_schema
 
@@ -227,7 +242,7 @@ def test_a_server_that_fails_a_third_of_all_requests_gets_every_run_once(
         disable_run_logger(),
         get_client(sync_client=True) as client,
     ):
-        outcomes = Walk(client, request, wanted, datetime.now(UTC)).run_all(decisions)
+        outcomes = Walk(client, request, wanted, datetime.now(UTC), request.datasets).run_all(decisions)
     assert {outcome.state for outcome in outcomes.values()} == {"Completed"}
     assert len(outcomes) == len(submitted(deployment)) == 15
     assert proxy.counts["LOST_ANSWER"] > 0

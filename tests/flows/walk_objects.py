@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -58,11 +59,19 @@ class StandInWorker:
         deployment: Whose runs it takes.
         out: Where manifests go.
         ending: Returns the state of the run of a dataset, by the dataset's name.
+        block: What a block in a dataset's location stands for.
         first_when: So many runs have to wait before the first is taken.
     """
 
-    def __init__(self, deployment: UUID, out: Path, ending: Callable[[str], Any], first_when: int = 1) -> None:
-        self._deployment, self._out, self._ending = deployment, out, ending
+    def __init__(
+        self,
+        deployment: UUID,
+        out: Path,
+        ending: Callable[[str], Any],
+        block: Path = Path("/nowhere"),
+        first_when: int = 1,
+    ) -> None:
+        self._deployment, self._out, self._ending, self._block = deployment, out, ending, block
         self._first_when = first_when
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work)
@@ -92,6 +101,8 @@ class StandInWorker:
         from flows.run_ids import run_id_of
 
         request = RunRequest.model_validate(run.parameters["params"])
+        place = re.sub(r"^block://[^/]*", str(self._block), request.dataset)
+        request = request.model_copy(update={"dataset": place})
         state = self._ending(Path(request.dataset).name)
         client.set_flow_run_state(run.id, Running(), force=True)
         if not state.is_crashed():
