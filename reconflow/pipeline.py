@@ -7,14 +7,14 @@ run and keeps its result. `tasks` and `flows` show them to Prefect; `run_pipelin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from reconflow import models, stages
 from reconflow.child_process import run_in_child
 from reconflow.datasets.loading import identify_dataset
 from reconflow.datasets.sources import describe_source
-from reconflow.errors import Cancelled, ReconflowError, StorageUnreachableError
+from reconflow.errors import Cancelled, ReconflowError, StorageRefusedError, StorageUnreachableError
 from reconflow.execution import choose_isolation
 from reconflow.failures import as_known_error, interruption
 from reconflow.gpus import visible_gpus
@@ -220,8 +220,12 @@ def record_failure(
     run: RunRef, outcomes: StageOutcomes, error: ReconflowError, orchestration: dict[str, Any] | None = None
 ) -> None:
     """Store why a run failed: `error.json`, `run.json` and a manifest that says so, unless they stand or cannot."""
-    if outcomes.package is None and not isinstance(error, StorageUnreachableError):
-        write_failure(layout_of(run), RunFacts(run.request, outcomes.done(), orchestration or {}), error)
+    if outcomes.package is not None or isinstance(error, StorageUnreachableError | StorageRefusedError):
+        return
+    site = open_site(run)
+    write_failure(site.layout(), RunFacts(run.request, outcomes.done(), orchestration or {}), error)
+    with suppress(StorageUnreachableError, StorageRefusedError):  # the error itself is told in any case
+        open_store(run.request.out).publish(site.workspace)
 
 
 def run_models(run: RunRef, outcomes: StageOutcomes, run_one: Callable[[str], None]) -> None:
@@ -260,7 +264,10 @@ def summarise(run: RunRef, outcomes: StageOutcomes) -> RunSummary:
     assert outcomes.package is not None
     site, results = open_site(run), outcomes.done()
     label = RunFacts(run.request, results, {}).label
-    summaries = tuple(_summarise_model(site, name, outcomes.of(name)) for name in outcomes.complete_models())
+    summaries = tuple(
+        _summarise_model(site, name, outcomes.of(name), outcomes.package.location)
+        for name in outcomes.complete_models()
+    )
     reasons = [reason for found in outcomes.models.values() if found.quality for reason in found.quality.reasons]
     records = [result.record for result in results]
     return RunSummary(
@@ -370,14 +377,14 @@ def _of_model(error: ReconflowError, model: str) -> ReconflowError:
     return error
 
 
-def _summarise_model(site: RunSite, name: str, found: ModelOutcomes) -> ModelSummary:
+def _summarise_model(site: RunSite, name: str, found: ModelOutcomes, location: str) -> ModelSummary:
     assert found.infer is not None
     assert found.quality is not None
     layout = site.layout(name)
     return ModelSummary(
         model=name,
-        mesh=str(layout.glb),
-        report=str(layout.report),
+        mesh=f"{location}/{layout.glb.relative_to(layout.root).as_posix()}",
+        report=f"{location}/{layout.report.relative_to(layout.root).as_posix()}",
         status=found.quality.status,
         psnr_db=found.quality.psnr_db,
         ssim=found.quality.ssim,
