@@ -6,7 +6,9 @@ match. Colours are linear light inside, sRGB at the end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,13 +78,16 @@ def fit_texture(
     colour = confidence * colour + (1 - confidence) * filled
     losses: list[list[float]] = []
     texture = _spread(colour, texels)
+    del face_id, bary, filled  # a texture's worth of memory each
     for step in range(steps):
-        residuals, loss = _residuals(_encode(mesh, atlas, texture), photos, geometry)
-        losses.append([step, loss])
+        render = partial(_Residual.of, _encode(mesh, atlas, texture))
         if every_pixel_counts:
-            correction = _least_squares_step(mesh, atlas, texels, photos, residuals)
+            correction, loss = _least_squares_step(atlas, texels, map(render, photos, geometry))
         else:
-            correction = confidence * gather(texels, geometry, residuals, grazing_power=_FIT_POWER)[0]
+            residuals = list(map(render, photos, geometry))
+            gathered, _ = gather(texels, geometry, [r.image for r in residuals], grazing_power=_FIT_POWER)
+            correction, loss = confidence * gathered, _mean_square(residuals)
+        losses.append([step, loss])
         colour = np.clip(colour + correction, 0, 1)
         texture = _spread(colour, texels)
         on_progress(step + 2, total, "fitting the texture")
@@ -116,36 +121,54 @@ def _encode(mesh: TriangleMesh, atlas: Atlas, texture: Float32) -> TexturedMesh:
     return TexturedMesh(mesh, atlas.uvs, atlas.uv_faces, encoded)
 
 
-def _residuals(
-    textured: TexturedMesh, photos: Sequence[Photo], geometry: Sequence[ViewGeometry]
-) -> tuple[list[Float32], float]:
-    """Return photo minus render per view, linear light, 0 off the mesh; and the mean square over what is covered."""
-    residuals, total, count = [], 0.0, 0
-    for photo, view in zip(photos, geometry, strict=True):
+@dataclass(frozen=True, eq=False)
+class _Residual:
+    """Photo minus render of one view.
+
+    Attributes:
+        textured: What was rendered.
+        photo: What it is compared with.
+        image: (H, W, 3) float32 linear light, 0 off the mesh.
+        squared: Sum of squares over what both cover.
+        count: How many values that are.
+    """
+
+    textured: TexturedMesh
+    photo: Photo
+    image: Float32
+    squared: float
+    count: int
+
+    @classmethod
+    def of(cls, textured: TexturedMesh, photo: Photo, view: ViewGeometry) -> _Residual:
+        """Render the mesh and subtract."""
         rendered = linear_from_srgb(render_textured(textured, photo.camera, supersample=_SUPERSAMPLE).rgb_srgb)
         on_mesh = view.depth > 0
-        residual = np.where(on_mesh[..., None], photo.over_white - rendered, np.float32(0))
+        image = np.where(on_mesh[..., None], photo.over_white - rendered, np.float32(0))
         both = on_mesh & (photo.coverage >= 0.5)
-        total += float(np.square(residual[both], dtype=np.float64).sum())
-        count += 3 * int(both.sum())
-        residuals.append(residual)
-    return residuals, total / max(count, 1)
+        squared = float(np.square(image[both], dtype=np.float64).sum())
+        return cls(textured, photo, image, squared, 3 * int(both.sum()))
 
 
-def _least_squares_step(
-    mesh: TriangleMesh, atlas: Atlas, texels: Texels, photos: Sequence[Photo], residuals: Sequence[Float32]
-) -> Float32:
-    """Return the (N, 3) change of the texels that one step of simultaneous reconstruction takes.
+def _mean_square(residuals: Sequence[_Residual]) -> float:
+    return sum(r.squared for r in residuals) / max(sum(r.count for r in residuals), 1)
+
+
+def _least_squares_step(atlas: Atlas, texels: Texels, residuals: Iterable[_Residual]) -> tuple[Float32, float]:
+    """Return the (N, 3) change of the texels that one step of simultaneous reconstruction takes, and the loss before.
 
     Every texel changes by the mean of the residuals of the pixels that show it, weighted by its part of each pixel
     (SIRT: Gilbert 1972): a descent on the squared difference of renders and photos in which occlusion is exact.
     """
     sums = np.zeros((texels.size, texels.size, 4), np.float32)
-    for photo, residual in zip(photos, residuals, strict=True):
-        backproject_image(mesh, atlas.uvs, atlas.uv_faces, photo.camera, residual, sums, _SUPERSAMPLE)
+    squared, count = 0.0, 0
+    for residual in residuals:
+        mesh, camera = residual.textured.mesh, residual.photo.camera
+        backproject_image(mesh, atlas.uvs, atlas.uv_faces, camera, residual.image, sums, _SUPERSAMPLE)
+        squared, count = squared + residual.squared, count + residual.count
     summed = sums.reshape(-1, 4)[texels.index]
     change: Float32 = summed[:, :3] / (summed[:, 3:] + np.float32(_FAINT_WEIGHT))
-    return change
+    return change, squared / max(count, 1)
 
 
 def _spread(colour: Float32, texels: Texels, *, finished: bool = False) -> Float32:
