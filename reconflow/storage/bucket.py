@@ -17,6 +17,7 @@ from botocore.exceptions import ClientError
 
 from reconflow.errors import StorageRefusedError, StorageUnreachableError
 from reconflow.storage.access import StorageAccess
+from reconflow.storage.checksums import base64_sha256, expect_confirmed
 from reconflow.storage.s3_errors import ABSENT, error_code, storage_errors, unreachable
 
 AnyResult = TypeVar("AnyResult")
@@ -101,8 +102,12 @@ class Bucket:
 
     def put(self, key: str, content: bytes, content_type: str = "application/json") -> None:
         """Write a small object."""
+        checksum = base64_sha256(content)
         with storage_errors(self.name):
-            self.client.put_object(Bucket=self.name, Key=key, Body=content, ContentType=content_type)
+            answer = self.client.put_object(
+                Bucket=self.name, Key=key, Body=content, ContentType=content_type, ChecksumSHA256=checksum
+            )
+        expect_confirmed(answer, content, checksum)
 
     def objects(self, prefix: str, at_most: int | None = None) -> Iterator[ListedObject]:
         """Yield the objects whose keys begin with `prefix`, in order, page by page."""
@@ -254,7 +259,10 @@ def _client(access: StorageAccess, timeout_s: float, attempts: int) -> Any:
         signature_version="s3v4",
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        s3={"addressing_style": "path" if access.endpoint_url else "auto"},
+        s3={
+            "addressing_style": "path" if access.endpoint_url else "auto",
+            "payload_signing_enabled": False,  # the checksum is signed, and the server holds it against the body
+        },
     )
     session = boto3.session.Session()
     try:

@@ -35,6 +35,8 @@ _PASSING: Final = frozenset(
         "NoSuchUpload",
     }
 )
+_TOO_MANY: Final = 429
+_NOT_IMPLEMENTED: Final = 501
 _NO_CREDENTIALS: Final = (
     exceptions.NoCredentialsError,
     exceptions.PartialCredentialsError,
@@ -79,7 +81,7 @@ def known_error(error: Exception, bucket: str) -> ReconflowError:
         return unreachable(type(error).__name__)
     code = error_code(error)
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    if code in _PASSING or status >= 500 or status == 429:
+    if code in _PASSING or (status >= 500 and status != _NOT_IMPLEMENTED) or status == _TOO_MANY:
         return unreachable(code or str(status))
     if code in _MISSING_BUCKET:
         text, way_out = f"There is no bucket {bucket}.", "Create it, or correct its name."

@@ -6,7 +6,6 @@ Large files go up in parts. What was measured against other transports is in `do
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import math
 import mimetypes
@@ -22,6 +21,7 @@ from typing import Any, Final
 from reconflow.errors import IncompleteResultsError, ReconflowError, StorageUnreachableError
 from reconflow.outputs.files import replacing
 from reconflow.storage.bucket import Bucket, again_when_cut_off
+from reconflow.storage.checksums import base64_sha256, expect_confirmed, is_md5
 from reconflow.storage.s3_errors import storage_errors, unreachable
 
 PART_BYTES: Final = 8 << 20
@@ -172,7 +172,7 @@ class _PartedUpload:
         _expect_content(self.upload, digest.hexdigest())
 
     def _send(self, number: int, data: bytes) -> None:
-        checksum = _base64_sha256(data)
+        checksum = base64_sha256(data)
         with storage_errors(self.bucket.name):
             answer = self.bucket.client.upload_part(
                 Bucket=self.bucket.name,
@@ -182,7 +182,7 @@ class _PartedUpload:
                 Body=data,
                 ChecksumSHA256=checksum,
             )
-        _expect_confirmed(answer, data, checksum)
+        expect_confirmed(answer, data, checksum)
         self.parts[number] = {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}
 
     def complete(self) -> None:
@@ -208,12 +208,11 @@ class _PartedUpload:
 
 def _put_whole(bucket: Bucket, upload: Upload) -> None:
     data = upload.path.read_bytes()
-    digest = hashlib.sha256(data)
-    _expect_content(upload, digest.hexdigest())
-    checksum = base64.b64encode(digest.digest()).decode("ascii")
+    _expect_content(upload, hashlib.sha256(data).hexdigest())
+    checksum = base64_sha256(data)
     with storage_errors(bucket.name):
         answer = bucket.client.put_object(**_target(bucket, upload), Body=data, ChecksumSHA256=checksum)
-    _expect_confirmed(answer, data, checksum)
+    expect_confirmed(answer, data, checksum)
 
 
 def _target(bucket: Bucket, upload: Upload) -> dict[str, Any]:
@@ -233,24 +232,6 @@ def _expect_content(upload: Upload, sha256: str) -> None:
             suggestion="Run the reconstruction again.",
             file=upload.path.name,
         )
-
-
-def _expect_confirmed(answer: dict[str, Any], data: bytes, checksum: str) -> None:
-    """Check that the server has stored these bytes: by its SHA-256, else by the ETag, which then is an MD5.
-
-    Servers that answer neither (an ETag under KMS encryption, without checksums) have verified the signed request body.
-    """
-    theirs = answer.get("ChecksumSHA256")
-    if theirs is not None and not theirs.startswith(checksum):
-        raise unreachable("ChecksumMismatch")
-    etag = str(answer.get("ETag", "")).strip('"')
-    if theirs is None and _is_md5(answer, etag) and etag != hashlib.md5(data, usedforsecurity=False).hexdigest():
-        raise unreachable("ChecksumMismatch")
-
-
-def _is_md5(answer: dict[str, Any], etag: str) -> bool:
-    encrypted = answer.get("ServerSideEncryption") not in (None, "AES256") or "SSECustomerAlgorithm" in answer
-    return len(etag) == 32 and not encrypted
 
 
 def _fetch(bucket: Bucket, download: Download) -> None:
@@ -279,7 +260,7 @@ def _fetch_once(bucket: Bucket, download: Download) -> None:
             if wanted is not None and sha256.hexdigest() != wanted:
                 raise _damaged(download)
             etag = str(answer["ETag"]).strip('"')
-            if wanted is None and _is_md5(answer, etag) and md5.hexdigest() != etag:
+            if wanted is None and is_md5(answer, etag) and md5.hexdigest() != etag:
                 raise unreachable("IncompleteReadError")
 
 
@@ -290,7 +271,3 @@ def _damaged(download: Download) -> IncompleteResultsError:
         suggestion="Upload it again, or run the reconstruction again.",
         file=name,
     )
-
-
-def _base64_sha256(data: bytes) -> str:
-    return base64.b64encode(hashlib.sha256(data).digest()).decode("ascii")
