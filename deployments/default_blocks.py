@@ -11,11 +11,19 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import ObjectNotFound
 from pydantic import SecretStr
 
+from blocks.artifact_store import ArtifactStoreBlock
 from blocks.notifications import DESTINATIONS, EmailDestination, WebhookDestination
 from blocks.quality import QualityThresholdsBlock
 
-BLOCK_TYPES: Final[tuple[type[Block], ...]] = (QualityThresholdsBlock, WebhookDestination, EmailDestination)
+BLOCK_TYPES: Final[tuple[type[Block], ...]] = (
+    QualityThresholdsBlock,
+    ArtifactStoreBlock,
+    WebhookDestination,
+    EmailDestination,
+)
 DEFAULT_NAME: Final = "default"
+ARTIFACT_STORE: Final = "RECONFLOW_ARTIFACT_STORE"
+"""Where the artifact store `default` is; credentials stay with the workers, or are added to the block."""
 WEBHOOK_URL: Final = "RECONFLOW_WEBHOOK_URL"
 WEBHOOK_SECRET: Final = "RECONFLOW_WEBHOOK_SECRET"  # noqa: S105 - the name of a variable
 
@@ -42,6 +50,10 @@ def apply_blocks(client: SyncPrefectClient, *, dry_run: bool) -> Iterator[tuple[
 
 def _default_documents() -> dict[type[Block], Callable[[], Block]]:
     documents: dict[type[Block], Callable[[], Block]] = {QualityThresholdsBlock: QualityThresholdsBlock}
+    uri = os.environ.get(ARTIFACT_STORE)
+    if uri:
+        endpoint = os.environ.get("AWS_ENDPOINT_URL") or None
+        documents[ArtifactStoreBlock] = lambda: ArtifactStoreBlock(uri=uri, endpoint_url=endpoint)
     url, secret = os.environ.get(WEBHOOK_URL), os.environ.get(WEBHOOK_SECRET)
     if url and secret:
         documents[WebhookDestination] = lambda: WebhookDestination(url=SecretStr(url), secret=SecretStr(secret))

@@ -10,7 +10,8 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -154,9 +155,20 @@ def _amount(what: str, found_bytes: int, needed_gb: float, kind: type[ResourceEr
 def _storage(out: str) -> str:
     from reconflow.storage import open_store
 
-    store = open_store(out)
-    store.prepare()
-    return f"{store.uri} can be written"
+    with _resolved(out) as uri:
+        open_store(uri).prepare()
+        return f"{uri} can be written"
+
+
+@contextmanager
+def _resolved(out: str) -> Iterator[str]:
+    if not out.startswith("block://"):
+        yield out
+        return
+    from blocks.artifact_store import using_locations
+
+    with using_locations(out) as (uri,):
+        yield uri
 
 
 def show_findings(console: Console, findings: Sequence[Finding]) -> None:

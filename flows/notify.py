@@ -5,16 +5,19 @@ What is told is in `tasks.notifications`, how it is delivered in `blocks.notific
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from uuid import UUID
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Failed
 from pydantic import BaseModel, ConfigDict, Field
 
+from blocks.artifact_store import using_locations
 from blocks.notifications import Delivery, EmailDestination, WebhookDestination, saved_destinations
 from reconflow.errors import NotificationFailedError, ReconflowError
 from reconflow.storage import ArtifactStore, open_store
@@ -52,9 +55,8 @@ def notify(params: NotifyRequest) -> dict[str, Any] | State[Any]:
         flow_run = client.read_flow_run(params.flow_run)
         flow_name = client.read_flow(flow_run.flow_id).name
         destinations = list(saved_destinations(client))
-    location = ((flow_run.parameters or {}).get("params") or {}).get("out")
-    store = _open(location) if location else None
-    delivery = make_delivery(make_payload(flow_run, flow_name, params.state, store))
+    with _store_of(flow_run) as store:
+        delivery = make_delivery(make_payload(flow_run, flow_name, params.state, store))
     failures = [failure for failure in (_tell(destination, delivery) for destination in destinations) if failure]
     if failures:
         return Failed(
@@ -63,12 +65,19 @@ def notify(params: NotifyRequest) -> dict[str, Any] | State[Any]:
     return {"told": len(destinations)}
 
 
-def _open(location: str) -> ArtifactStore | None:
-    try:
-        return open_store(location)
-    except ReconflowError as error:
-        get_run_logger().warning("The results cannot be looked at: %s %s", error.code, error.message)
-        return None
+@contextmanager
+def _store_of(flow_run: FlowRun) -> Iterator[ArtifactStore | None]:
+    """Give the store with the run's results; None when there is none, or when it cannot be used from here."""
+    location = ((flow_run.parameters or {}).get("params") or {}).get("out")
+    with ExitStack() as stack:
+        store = None
+        if location:
+            try:
+                (uri,) = stack.enter_context(using_locations(location))
+                store = open_store(uri)
+            except ReconflowError as error:
+                get_run_logger().warning("The results cannot be looked at: %s %s", error.code, error.message)
+        yield store
 
 
 def _tell(destination: WebhookDestination | EmailDestination, delivery: Delivery) -> NotificationFailedError | None:
