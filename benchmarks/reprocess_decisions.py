@@ -108,18 +108,19 @@ def put_runs(server: subprocess.Popen[str], sources: list[DatasetSource], reques
         server.stdout.readline()
 
 
-def cpu_s(process: subprocess.Popen[str]) -> float:
-    """Return the CPU seconds of this process and the server so far."""
+def cpu_s(server: subprocess.Popen[str]) -> tuple[float, float]:
+    """Return the CPU seconds of this process and of the server so far."""
     own = resource.getrusage(resource.RUSAGE_SELF)
-    ticks = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return own.ru_utime + own.ru_stime + (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK")
+    ticks = Path(f"/proc/{server.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return own.ru_utime + own.ru_stime, (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def timed(what: str, server: subprocess.Popen[str], work: Callable[[], Answer]) -> Answer:
     """Do something and print what it took."""
-    began_s, began_cpu_s = time.perf_counter(), cpu_s(server)
+    began_s, before = time.perf_counter(), cpu_s(server)
     answer = work()
-    print(f"{what:52}{time.perf_counter() - began_s:8.1f} s{cpu_s(server) - began_cpu_s:8.1f} CPU s", flush=True)
+    wall_s, after = time.perf_counter() - began_s, cpu_s(server)
+    print(f"{what:44}{wall_s:10.1f}{after[0] - before[0]:10.1f}{after[1] - before[1]:14.1f}", flush=True)
     return answer
 
 
@@ -134,6 +135,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     data, out = f"s3://{BUCKET}/data", f"s3://{BUCKET}/out"
     request = RunRequest(dataset=data, out=out)
+    print(f"{'seconds':44}{'wall':>10}{'CPU here':>10}{'CPU server':>14}")
     with running_server(options.datasets) as server:
         sources = timed(f"list {options.datasets} datasets of 12 files", server, lambda: find_datasets(data))
         put_runs(server, sources, request)

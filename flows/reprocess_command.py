@@ -7,6 +7,7 @@ are done one after another in this process. Prefect and the models are imported 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,6 +75,7 @@ def walk_on_server(request: ReprocessRequest) -> WalkReport:
     Raises:
         ReconflowError: Why nothing could be decided or submitted.
     """
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     from flows.in_process import expect_server
     from flows.reprocess import reprocess
     from flows.reprocess_report import WalkReport
