@@ -1,0 +1,132 @@
+"""Golden vectors: which files a folder holds, what they are about, and how values are compared with them.
+
+A golden is a pair `<stem>.json` + `<stem>.safetensors`. Its kind is the longest known kind that its stem starts with,
+or else the kind of the class that its JSON names, so that a folder may hold several goldens of one kind.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+TOLERANCE = 2e-5
+"""Of every float32 output on the CPU, times 1 + max|expected|."""
+
+KIND_OF_CLASS: Mapping[str, str] = {
+    "DinoVisionTransformer": "dinov2_reg",
+    "DPTHead": "vggt_point_head",
+    "ModulatedMultiViewCond": "ss_vggt_cond",
+    "ModulatedSLATMultiViewCond": "slat_vggt_cond",
+    "FlowEulerGuidanceIntervalSampler": "sampler",
+    "SparseStructureFlowModel": "ss_flow",
+    "SparseStructureDecoder": "ss_decoder",
+    "SLatFlowModel": "slat_flow",
+    "SLatGaussianDecoder": "slat_gs_decoder",
+    "SLatMeshDecoder": "slat_mesh_decoder",
+}
+KINDS = frozenset(KIND_OF_CLASS.values()) | {
+    "preprocess",
+    "embedders",
+    "vggt_aggregator",
+    "sampler_multi_image",
+    "subm_conv3d",
+    "sparse_spatial",
+    "window_attention",
+    "mesh_extract",
+    "flexicubes_tables",
+    "cameras",
+    "pipeline_tiny",
+}
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One golden; its tensors are read at first use.
+
+    Attributes:
+        path: The JSON file.
+        kind: What it is about, one of `KINDS`; None when nobody knows.
+        facts: The JSON: constructor arguments under `args`, cases, notes.
+        is_reference: It lies in the folder that is used by default, for which tighter bounds were measured.
+    """
+
+    path: Path
+    kind: str | None
+    facts: dict[str, Any]
+    is_reference: bool
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the file under its full name, as stored."""
+        return load_file(self.path.with_suffix(".safetensors"))
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """Tensors named `in.<name>`."""
+        return self.section("in")
+
+    @property
+    def outputs(self) -> dict[str, Tensor]:
+        """Tensors named `out.<name>`."""
+        return self.section("out")
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The state dict of the golden's module, float32."""
+        return {name: t.float() if t.is_floating_point() else t for name, t in self.section("weights").items()}
+
+    def section(self, prefix: str) -> dict[str, Tensor]:
+        """Tensors whose names start with a prefix and a dot, without it."""
+        start = prefix + "."
+        return {name[len(start) :]: tensor for name, tensor in self.tensors.items() if name.startswith(start)}
+
+    def load(self, module: nn.Module) -> nn.Module:
+        """Give a module exactly the golden's weights and make it ready for inference."""
+        module.load_state_dict(self.weights, strict=True)
+        return module.eval().requires_grad_(requires_grad=False)
+
+    def tolerance(self, reference: float) -> float:
+        """The relative bound: the tighter one measured on the reference folder only there."""
+        return min(reference, TOLERANCE) if self.is_reference else TOLERANCE
+
+
+def find_goldens(folder: Path, *, is_reference: bool) -> list[Golden]:
+    """List the goldens of a folder and its subfolders, sorted by path."""
+    found = []
+    for path in sorted(folder.rglob("*.json")):
+        if path.with_suffix(".safetensors").is_file():
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            found.append(Golden(path, kind_of(path.stem, facts), facts, is_reference))
+    return found
+
+
+def kind_of(stem: str, facts: Mapping[str, Any]) -> str | None:
+    """Tell what a golden is about from its file name, or else from the class that its JSON names."""
+    fitting = [kind for kind in KINDS if stem.startswith(kind)]
+    return max(fitting, key=len) if fitting else KIND_OF_CLASS.get(str(facts.get("name")))
+
+
+def largest_error(actual: Tensor, expected: Tensor) -> float:
+    """max|actual − expected| / (1 + max|expected|), in float64; shapes must agree."""
+    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    if not expected.numel():
+        return 0.0
+    wanted = expected.double()
+    return float((actual.double() - wanted).abs().max() / (1 + wanted.abs().max()))
+
+
+def assert_matches(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
+    """Floats agree within tolerance · (1 + max|expected|), integers exactly; NaN never agrees."""
+    if not expected.is_floating_point():
+        assert torch.equal(actual.to(expected.dtype), expected), "integers differ"
+        return
+    error = largest_error(actual, expected)
+    assert error <= tolerance, f"off by {error:.2e} · (1 + max|expected|), allowed are {tolerance:.1e}"
