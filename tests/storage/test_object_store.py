@@ -232,3 +232,15 @@ def test_whatever_is_kept_comes_back(
     assert found is not None
     assert found.result == result
     assert {name: path.read_bytes() for name, path in found.files.items()} == {name: contents[name] for name in names}
+
+
+def test_the_same_place_can_be_read_through_fsspec(bucket: str) -> None:
+    from reconflow.storage.filesystem import open_filesystem
+
+    store = open_store(f"s3://{bucket}/team")
+    publish_run(store, RUN)
+    files, path = open_filesystem(store.uri)
+    assert sorted(files.find(path)) == sorted(
+        f"{path}/runs/{RUN}/{name}" for name in (*FILES, f"{RUN}.zip", "manifest.json")
+    )
+    assert files.cat_file(f"{path}/runs/{RUN}/run.json") == FILES["run.json"]
