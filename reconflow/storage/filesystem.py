@@ -1,4 +1,4 @@
-"""A place as an fsspec filesystem, for notebooks and tools that know that interface. The store itself does not use it."""
+"""A place as an fsspec filesystem, for notebooks and tools that know that interface. The store itself uses none."""
 
 from __future__ import annotations
 
