@@ -89,20 +89,27 @@ def _run_recorded(run: RunRef, outcomes: StageOutcomes, flow_run_id: UUID) -> di
             return _unless_cancelled(flow_run_id, _run_stages(run, outcomes))
     except (KeyboardInterrupt, TerminationSignal):
         with undisturbed():
-            reason = asked_to_stop(flow_run_id) or pipeline.interruption()
-            pipeline.record_failure(run, outcomes, reason, _orchestration())
-        raise
+            cancelled = asked_to_stop(flow_run_id)
+            if not isinstance(cancelled, AttemptSuperseded):
+                pipeline.record_failure(run, outcomes, cancelled or pipeline.interruption(), _orchestration())
+        if cancelled is None:
+            raise
+        return _cancelled(cancelled)  # at once; a worker would first import the flow again to look for hooks
     except AttemptSuperseded as error:
-        return CancelledState(message=error.message, data=error)
+        return _cancelled(error)
     except Cancelled as error:
         with undisturbed():
             pipeline.record_failure(run, outcomes, error, _orchestration())
-        return CancelledState(message=error.message, data=error)
+        return _cancelled(error)
     except Exception as error:
         known = pipeline.as_known_error(error)
         pipeline.record_failure(run, outcomes, known, _orchestration())
         artifacts.show_failure(params.model, known)
         return _unless_cancelled(flow_run_id, _failed(known))
+
+
+def _cancelled(error: Cancelled) -> State[Any]:
+    return CancelledState(message=error.message, data=error)
 
 
 def _failed(error: ReconflowError) -> State[Any]:
@@ -114,7 +121,7 @@ def _unless_cancelled(flow_run_id: UUID, ending: dict[str, Any] | State[Any]) ->
     cancelled = asked_to_stop(flow_run_id)
     if cancelled is None or isinstance(cancelled, AttemptSuperseded):
         return ending
-    return CancelledState(message=cancelled.message, data=cancelled)
+    return _cancelled(cancelled)
 
 
 def _run_stages(run: RunRef, outcomes: StageOutcomes) -> dict[str, Any]:

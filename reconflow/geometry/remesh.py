@@ -27,6 +27,7 @@ from reconflow.geometry.remesh_quadric import collapse_to_budget
 from reconflow.geometry.remesh_repair import fix_non_manifold, remove_slivers
 from reconflow.geometry.surface import face_areas, vertex_normals
 from reconflow.geometry.topology import edge_table, fan_counts, twin_half_edges
+from reconflow.progress import OnProgress, ignore_progress, part_of
 
 __all__ = [
     "adaptive_sizing",
@@ -67,7 +68,10 @@ def decimate(mesh: TriangleMesh, target_faces: int, max_error: float = math.inf)
 
 
 def remesh_isotropic(
-    mesh: TriangleMesh, target_edge: float | NDArray[np.floating], iterations: int = 5
+    mesh: TriangleMesh,
+    target_edge: float | NDArray[np.floating],
+    iterations: int = 5,
+    on_progress: OnProgress = ignore_progress,
 ) -> TriangleMesh:
     """Cut the surface into nearly equilateral triangles of a wanted edge length.
 
@@ -75,6 +79,7 @@ def remesh_isotropic(
         mesh: Oriented and manifold; boundary vertices never move.
         target_edge: Edge length, world units: one for all, or (V,) one per vertex of `mesh`, interpolated between.
         iterations: Rounds of split, collapse, flip, relax; new vertices are put back on the input's surface in each.
+        on_progress: Called before every round.
 
     Raises:
         ValidationFailedError: The mesh is not manifold, or a target length is not positive.
@@ -93,7 +98,8 @@ def remesh_isotropic(
     twins = twin_half_edges(faces)
     _, face, bary = locator.project(points)
     sizing = locator.sample(face, bary, wanted)
-    for _ in range(iterations):
+    for number in range(iterations):
+        on_progress(number, iterations, "remeshing")
         points, sizing, faces, twins = _split(points, sizing, faces, twins)
         points, sizing, faces, twins = _collapse(points, sizing, faces, twins)
         origin = faces.reshape(-1)
@@ -105,7 +111,11 @@ def remesh_isotropic(
 
 
 def remesh_to_budget(
-    mesh: TriangleMesh, target_faces: int, iterations: int = 5, adaptivity: float = 0.0
+    mesh: TriangleMesh,
+    target_faces: int,
+    iterations: int = 5,
+    adaptivity: float = 0.0,
+    on_progress: OnProgress = ignore_progress,
 ) -> TriangleMesh:
     """Remesh isotropically to a budget of faces, which is never exceeded and missed by a few per cent at most.
 
@@ -117,18 +127,20 @@ def remesh_to_budget(
         target_faces: The budget.
         iterations: As in `remesh_isotropic`.
         adaptivity: As in `adaptive_sizing`.
+        on_progress: Called before every round of remeshing, with numbers that never fall.
 
     Raises:
         ValidationFailedError: As in `remesh_isotropic`.
     """
     sizing = adaptive_sizing(mesh, target_faces, adaptivity)
-    result = remesh_isotropic(mesh, sizing, iterations)
-    for _ in range(2):
+    result = remesh_isotropic(mesh, sizing, iterations, part_of(on_progress, 0.0, 0.4))
+    for attempt in range(2):
         surplus = len(result.faces) / target_faces
         if _LEAST_SURPLUS <= surplus <= _MOST_SURPLUS:
             break
         sizing = sizing * math.sqrt(surplus / 1.02)
-        result = remesh_isotropic(mesh, sizing, iterations)
+        part = part_of(on_progress, 0.4 + 0.3 * attempt, 0.7 + 0.3 * attempt)
+        result = remesh_isotropic(mesh, sizing, iterations, part)
     return decimate(result, target_faces)
 
 

@@ -15,13 +15,18 @@ from reconflow.geometry.facts import mesh_facts
 from reconflow.geometry.mesh import TriangleMesh
 from reconflow.geometry.remesh import fix_non_manifold, remesh_to_budget
 from reconflow.nvdiffrec.large_steps import conjugate_gradient, edge_laplacian
+from reconflow.progress import OnProgress, ignore_progress, part_of
 
+_CARVING = "carving the first surface"
 _SMOOTHING = 2.0
 """Weight of the squared Laplacian against staying put, in squared edges of the carving grid's surface."""
 
 
 def initial_surface(
-    observations: Sequence[SurfaceObservation], grid_resolution: int, target_faces: int
+    observations: Sequence[SurfaceObservation],
+    grid_resolution: int,
+    target_faces: int,
+    on_progress: OnProgress = ignore_progress,
 ) -> TriangleMesh:
     """Carve and remesh the surface that all views agree on.
 
@@ -29,6 +34,7 @@ def initial_surface(
         observations: What every view knows.
         grid_resolution: Cells along the longest side.
         target_faces: Face budget.
+        on_progress: Receiver of progress.
 
     Returns:
         One closed, oriented, manifold component.
@@ -37,9 +43,15 @@ def initial_surface(
         ModelConvergenceError: The views have no common solid, or it could not be made watertight.
     """
     grid = bounding_grid(observations, grid_resolution)
-    carved = extract_surface(carve(observations, grid), grid)
+    on_progress(0, 100, _CARVING)
+    field = carve(observations, grid)
+    on_progress(20, 100, _CARVING)
+    carved = extract_surface(field, grid)
+    on_progress(40, 100, _CARVING)
     mesh = keep_components(fix_non_manifold(carved), largest_only=True)
-    mesh = remesh_to_budget(smooth_surface(mesh, _SMOOTHING), target_faces, iterations=4)
+    on_progress(50, 100, _CARVING)
+    smooth = smooth_surface(mesh, _SMOOTHING)
+    mesh = remesh_to_budget(smooth, target_faces, iterations=4, on_progress=part_of(on_progress, 0.6, 1.0))
     facts = mesh_facts(mesh)
     if not facts.watertight:
         raise ModelConvergenceError(

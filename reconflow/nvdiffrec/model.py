@@ -84,7 +84,9 @@ class NvdiffrecModel:
             on_progress(20, 1000, "carving the first surface")
             state = None if checkpoint is None else FitState.load(checkpoint)
             if state is None:
-                state = FitState(initial_surface(observations, settings.grid_resolution, settings.target_faces))
+                carving = part_of(on_progress, 0.02, 0.1)
+                start = initial_surface(observations, settings.grid_resolution, settings.target_faces, carving)
+                state = FitState(start)
                 if checkpoint is not None:
                     state.save(checkpoint)
         with _timed(timings, "surface_fit"):
@@ -98,9 +100,10 @@ class NvdiffrecModel:
             fit_progress = part_of(on_progress, 0.1, 0.7)
             mesh, losses, levels = fit_surface(state, observations, views, schedule, fit_progress, checkpoint)
         with _timed(timings, "texture_fit"):
+            on_progress(700, 1000, "unwrapping the surface")
             photos = _photos(dataset, calibration, texture_size)
             atlas = unwrap(mesh, texture_size)
-            on_progress(750, 1000, "unwrapping the surface")
+            on_progress(750, 1000, "painting the texture")
             painted, texture_facts = fit_texture(
                 mesh,
                 atlas,

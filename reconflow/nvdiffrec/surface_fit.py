@@ -165,7 +165,11 @@ def _run_round(
     painted = None
     if with_colour:
         size = min(_TEXTURE_SIDE, 2 * longest_side)
-        painted, _ = fit_texture(state.mesh, unwrap(state.mesh, size), photos, size, 1)
+        on_progress(0, fit_round.steps, "painting the surface")
+        atlas = unwrap(state.mesh, size)
+        on_progress(0, fit_round.steps, "painting the surface")
+        painted, _ = fit_texture(state.mesh, atlas, photos, size, 1)
+        on_progress(0, fit_round.steps, "fitting the surface")
     fit = fit_geometry(
         state.mesh,
         view_targets(observations, photos, weights, with_colour=with_colour),
