@@ -8,7 +8,7 @@ OUT ?= out/demo
 DATASET ?= samples/lantern
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: demo test e2e deploy check bench format clean
+.PHONY: demo test e2e faults deploy check bench format clean
 
 demo: $(VENV)/.core
 	$(BIN)/reconflow run $(DATASET) --out $(OUT)
@@ -16,8 +16,13 @@ demo: $(VENV)/.core
 test: $(VENV)/.dev node_modules/.installed
 	$(BIN)/python -m pytest
 
+# What users, operators and callers meet: server, workers and object store as processes; docs/testing.md.
 e2e: $(VENV)/.dev
-	$(BIN)/python -m pytest -m e2e
+	$(BIN)/python -m pytest tests/e2e -m e2e -q
+
+# Kills, cancellations and failing stores at random moments. Longer series: make faults FAULTS="--count 100 --seed 1"
+faults: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/faults -m faults -q $(FAULTS)
 
 # Onto the server that PREFECT_API_URL names; options in DEPLOY, like DEPLOY="--device cpu --dry-run".
 deploy: $(VENV)/.core

@@ -122,11 +122,11 @@ class PrefectProcesses:
 
     def alive(self) -> dict[int, str]:
         """Return all processes that carry the mark, with their command lines."""
-        return _processes_with(f"{MARK}={self.mark}")
+        return processes_with(f"{MARK}={self.mark}")
 
     def alive_of(self, flow_run_id: UUID) -> dict[int, str]:
         """Return the processes that a worker started for a run, and those that they started."""
-        return _processes_with(f"{MARK}={self.mark}", f"PREFECT__FLOW_RUN_ID={flow_run_id}")
+        return processes_with(f"{MARK}={self.mark}", f"PREFECT__FLOW_RUN_ID={flow_run_id}")
 
     @contextmanager
     def client(self) -> Iterator[SyncPrefectClient]:
@@ -185,7 +185,7 @@ def submit(client: SyncPrefectClient, deployment: UUID, params: Mapping[str, Any
     return client.create_flow_run_from_deployment(deployment, parameters={"params": dict(params)})
 
 
-def _processes_with(*variables: str) -> dict[int, str]:
+def processes_with(*variables: str) -> dict[int, str]:
     wanted, found = {variable.encode() for variable in variables}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
