@@ -23,7 +23,7 @@ from rich.console import Console
 import reconflow
 from flows.cancel_command import cancel_command
 from flows.console import show_error, show_summary, show_validation, showing_progress
-from flows.deploy_command import Device, deploy_command
+from flows.deploy_command import deploy_command
 from flows.expire_command import expire_command, pin_command, unpin_command
 from flows.link_command import fetch_command, link_command
 from flows.reprocess_command import reprocess_command
@@ -32,9 +32,11 @@ from reconflow.datasets.files import DatasetFolder
 from reconflow.errors import Cancelled, ReconflowError, ValidationFailedError
 from reconflow.nvdiffrec.options import Preset
 from reconflow.progress import OnProgress
-from reconflow.request import ModelName, RunRequest, make_request
+from reconflow.request import Device, ModelName, RunRequest, make_request
 from reconflow.stage_results import RunSummary
 from reconflow.storage import LocalStore
+from reconflow.storage.cache import cache_root
+from reconflow.storage.locations import scheme_of
 
 EXIT_FAILED = 1
 EXIT_CANCELLED = 130
@@ -63,13 +65,16 @@ app = typer.Typer(
 def run_command(
     dataset: Annotated[
         str,
-        typer.Argument(metavar="DATASET", help="Folder with multi_views/ and depth_renders/, or a transforms.json."),
+        typer.Argument(
+            metavar="DATASET", help="Folder with multi_views/ and depth_renders/, or a transforms.json; or s3://..."
+        ),
     ],
     out: Annotated[
-        str, typer.Option("--out", "-o", metavar="PATH", help="Results go to runs/<run id> in this folder.")
+        str, typer.Option("--out", "-o", metavar="PATH", help="Results go to runs/<run id> in this folder; or s3://...")
     ] = "out",
     preset: Annotated[Preset, typer.Option(help="How much work to spend.")] = Preset.STANDARD,
     model: Annotated[ModelName, typer.Option(help="Which reconstruction model runs.")] = ModelName.NVDIFFREC,
+    device: Annotated[Device, typer.Option(help="What the model computes on.")] = Device.CPU,
     seed: Annotated[int, typer.Option(help="Seeds every random choice.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Iterations of the geometry fit.")] = None,
     resolution: Annotated[int | None, typer.Option(help="Longest image side of the fit, pixels.")] = None,
@@ -85,12 +90,14 @@ def run_command(
     console = Console(stderr=True)
     with reporting_errors(console, as_json=as_json, traceback=show_traceback, out=out):
         request = make_request(
-            SPELLED, dataset=dataset, out=out, preset=preset, model=model, seed=seed, steps=steps,
+            SPELLED, dataset=dataset, out=out, preset=preset, model=model, device=device, seed=seed, steps=steps,
             resolution=resolution, texture_size=texture_size, target_faces=faces, fov_deg=fov,
             object_size_m=object_size,
         )  # fmt: skip
-        DatasetFolder.open(Path(dataset))
-        LocalStore(Path(out).expanduser()).prepare()
+        if scheme_of(dataset) is None:
+            DatasetFolder.open(Path(dataset))
+        if scheme_of(out) is None:
+            LocalStore(Path(out).expanduser()).prepare()
         title = f"{Path(dataset).resolve().name} · {model} · {preset}"
         with showing_progress(console, title, preset) as report, stopping_between_steps(console, report) as on_progress:
             report(0, 1, "starting")
@@ -170,9 +177,11 @@ def run_flow(request: RunRequest, on_progress: OnProgress) -> RunSummary:
     from flows.embedded import EmbeddedServer, is_server_configured
     from reconflow.datasets.loading import has_evident_faults
 
-    if not is_server_configured() and has_evident_faults(Path(request.dataset)):
+    is_local = scheme_of(request.dataset) is None
+    if not is_server_configured() and is_local and has_evident_faults(Path(request.dataset)):
         return run_plainly(request, on_progress)
-    server = None if is_server_configured() else EmbeddedServer(Path(request.out).expanduser() / ".prefect")
+    history = cache_root() if scheme_of(request.out) else Path(request.out).expanduser()
+    server = None if is_server_configured() else EmbeddedServer(history / ".prefect")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     with server or nullcontext():
         from flows.in_process import call_flow

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Final
 
 from reconflow import models, stages
 from reconflow.child_process import run_in_child
@@ -39,7 +39,7 @@ from reconflow.stage_results import (
     RunSummary,
 )
 from reconflow.stage_spans import stage_span
-from reconflow.storage import open_store
+from reconflow.storage import LocalStore, open_store
 
 __all__ = [
     "ModelOutcomes",
@@ -62,6 +62,9 @@ __all__ = [
     "transforms",
     "validate",
 ]
+
+ABANDONED_AFTER_S: Final = 14 * 24 * 3600.0
+"""When what unfinished runs have kept in a local folder goes, at the next run that is finished there."""
 
 
 @contextmanager
@@ -86,6 +89,8 @@ def opened(run: RunRef, outcomes: StageOutcomes) -> Iterator[None]:
             if outcomes.package is not None:
                 keys = [result.record.key for result in outcomes.done()]
                 discard(store, [*keys, *map(checkpoint_key, filter(None, keys))])
+                if isinstance(store, LocalStore):  # nobody may ever run an expiry there
+                    store.sweep_stages(ABANDONED_AFTER_S)
             store.discard_work(workspace)
 
 

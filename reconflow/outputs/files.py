@@ -33,9 +33,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         DiskFullError: There is no room for the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary_name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    temporary = Path(temporary_name)
+    descriptor, temporary = _open_temporary(path)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
@@ -79,6 +77,17 @@ def sha256_of(path: Path) -> str:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _open_temporary(path: Path) -> tuple[int, Path]:
+    """Open a new file beside `path`, again when somebody removes the folder at that moment because it is empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    return descriptor, Path(name)
 
 
 def _flush_folder(folder: Path) -> None:

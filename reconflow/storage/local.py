@@ -195,6 +195,8 @@ class LocalStore:
             check_entry_name("any", key)
             for folder in (self.folder / ".stages").glob(f"*/{key}"):
                 _remove_entry(folder)
+                _remove_empty(folder.parent)
+        _remove_empty(self.folder / ".stages")
 
     def sweep(self, older_than_s: float) -> Sweepings:
         """Remove temporary files, and intermediate files of runs, untouched for that long."""

@@ -58,6 +58,7 @@ def test_what_was_finished_is_not_repeated_and_the_files_are_the_same(
 ) -> None:
     whole = attempt(dataset, tmp_path / "whole")
     assert whole.cached_stages == ()
+    assert [path.name for path in (tmp_path / "whole").iterdir()] == ["runs"]
     for stopped in ("infer", "preview", "package"):
         out = tmp_path / stopped
         counted.clear()
