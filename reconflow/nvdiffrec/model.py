@@ -19,7 +19,7 @@ from reconflow.nvdiffrec.initial import initial_surface
 from reconflow.nvdiffrec.options import NvdiffrecOptions
 from reconflow.nvdiffrec.photos import Photo, prepare_photo
 from reconflow.nvdiffrec.surface_fit import FitState, SurfaceSchedule, fit_surface
-from reconflow.nvdiffrec.texture import fit_texture
+from reconflow.nvdiffrec.texture import Corrections, fit_texture
 from reconflow.progress import OnProgress, ignore_progress, part_of
 from reconflow.reconstruction import Reconstruction
 
@@ -95,6 +95,7 @@ class NvdiffrecModel:
                 steps=settings.steps * (_RECONCILING_FACTOR if disagree else 1),
                 longest_side=settings.resolution,
                 weights=RECONCILING if disagree else AGREEING,
+                paint=Corrections.UNGUARDED if disagree and settings.paint_rims else Corrections.GUARDED,
             )
             views = list(zip(dataset.views, calibration.cameras, strict=True))
             fit_progress = part_of(on_progress, 0.1, 0.7)
@@ -111,7 +112,7 @@ class NvdiffrecModel:
                 texture_size,
                 settings.texture_steps,
                 part_of(on_progress, 0.75, 1.0),
-                every_pixel_counts=disagree,
+                corrections=Corrections.LEAST_SQUARES if disagree else Corrections.GUARDED,
             )
         losses["texture_rgb_mse"] = texture_facts.pop("rgb_mse")
         statistics: dict[str, Any] = {

@@ -33,6 +33,8 @@ class FitSettings(BaseModel):
     """Correction passes of the texture through the renderer."""
     target_faces: int
     """Upper bound on the mesh's faces."""
+    paint_rims: bool
+    """Whether the colours of the geometry fit reach right to the rims where photos disagree; pays in long fits."""
     seed: int
     """Seeds every random choice; recorded in the manifest."""
 
@@ -40,15 +42,15 @@ class FitSettings(BaseModel):
 _PRESETS: dict[Preset, dict[str, int]] = {
     Preset.DRAFT: {
         "grid_resolution": 128, "steps": 60, "resolution": 384, "texture_size": 1024, "texture_steps": 2,
-        "target_faces": 20_000,
+        "target_faces": 20_000, "paint_rims": False,
     },
     Preset.STANDARD: {
         "grid_resolution": 224, "steps": 400, "resolution": 1024, "texture_size": 2048, "texture_steps": 4,
-        "target_faces": 60_000,
+        "target_faces": 60_000, "paint_rims": False,
     },
     Preset.HIGH: {
         "grid_resolution": 320, "steps": 1000, "resolution": 1024, "texture_size": 3072, "texture_steps": 6,
-        "target_faces": 150_000,
+        "target_faces": 80_000, "paint_rims": True,
     },
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from reconflow.geometry.depth import SurfaceObservation
 from reconflow.geometry.mesh import TriangleMesh
 from reconflow.nvdiffrec.geometry_fit import AGREEING, FitWeights, fit_geometry, view_targets
 from reconflow.nvdiffrec.photos import prepare_photo
-from reconflow.nvdiffrec.texture import fit_texture
+from reconflow.nvdiffrec.texture import Corrections, fit_texture
 from reconflow.progress import OnProgress, ignore_progress, part_of
 
 _SHAPE_SHARE = 0.15
@@ -41,11 +41,13 @@ class SurfaceSchedule:
         steps: Iterations in all.
         longest_side: Longest side of the largest pictures fitted to, pixels.
         weights: How strongly each term pulls once colours take part.
+        paint: How the provisional colours are corrected.
     """
 
     steps: int
     longest_side: int
     weights: FitWeights = AGREEING
+    paint: Corrections = Corrections.GUARDED
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def fit_surface(
         if planned <= state.done:
             continue
         part = part_of(on_progress, state.done / schedule.steps, planned / schedule.steps)
-        _run_round(state, fit_round, observations, views, schedule.weights, part)
+        _run_round(state, fit_round, observations, views, schedule, part)
         if checkpoint is not None:
             state.save(checkpoint)
     return state.mesh, state.losses, [asdict(level) for level in state.levels]
@@ -153,7 +155,7 @@ def _run_round(
     fit_round: FitRound,
     observations: Sequence[SurfaceObservation],
     views: Sequence[tuple[View, PinholeCamera]],
-    weights: FitWeights,
+    schedule: SurfaceSchedule,
     on_progress: OnProgress,
 ) -> None:
     """Paint the surface when colours take part, then fit it; the state moves on by the round."""
@@ -161,14 +163,14 @@ def _run_round(
     if not state.levels or (state.levels[-1].longest_side, state.levels[-1].with_colour) != (longest_side, with_colour):
         state.levels.append(FitLevel(state.done, longest_side, with_colour))
     photos = [prepare_photo(view, camera, longest_side) for view, camera in views]
-    weights = weights if with_colour else AGREEING
+    weights = schedule.weights if with_colour else AGREEING
     painted = None
     if with_colour:
         size = min(_TEXTURE_SIDE, 2 * longest_side)
         on_progress(0, fit_round.steps, "painting the surface")
         atlas = unwrap(state.mesh, size)
         on_progress(0, fit_round.steps, "painting the surface")
-        painted, _ = fit_texture(state.mesh, atlas, photos, size, 1)
+        painted, _ = fit_texture(state.mesh, atlas, photos, size, 1, corrections=schedule.paint)
         on_progress(0, fit_round.steps, "fitting the surface")
     fit = fit_geometry(
         state.mesh,

@@ -7,7 +7,8 @@ match. Colours are linear light inside, sRGB at the end.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -40,6 +41,22 @@ _FAINT_WEIGHT = 0.02
 """A texel that makes up less of a pixel than this, in all views together, mostly keeps its colour."""
 
 
+class Corrections(Enum):
+    """How a painted texture is corrected towards photos that it does not match yet.
+
+    Where the photos agree with each other, pixels at the rims of what a view sees only add noise: they are guarded
+    against. Where the photos disagree, every pixel has to count for the renders to come close to all of them.
+    """
+
+    GUARDED = "guarded"
+    """Pixels at depth edges and in grazing views hardly count."""
+    UNGUARDED = "unguarded"
+    """All pixels count, also for texels just behind a rim: of use for one pass, which then reaches right to the rims,
+    and drifting over many."""
+    LEAST_SQUARES = "least squares"
+    """All pixels count for exactly the texels that show in them; converges."""
+
+
 def fit_texture(
     mesh: TriangleMesh,
     atlas: Atlas,
@@ -48,7 +65,7 @@ def fit_texture(
     steps: int,
     on_progress: OnProgress = ignore_progress,
     *,
-    every_pixel_counts: bool = False,
+    corrections: Corrections = Corrections.GUARDED,
 ) -> tuple[TexturedMesh, dict[str, Any]]:
     """Paint an unwrapped mesh so that its renders match the photos.
 
@@ -59,9 +76,7 @@ def fit_texture(
         size: Side of the texture, texels.
         steps: Correction passes through the renderer.
         on_progress: Receiver of progress.
-        every_pixel_counts: Whether the corrections are the least-squares ones, in which pixels at depth edges and
-            in grazing views count like all others. It brings the renders closer to photos that disagree with each
-            other; where they agree it only adds noise from the rims.
+        corrections: Which pixels correct the texture, and how.
 
     Returns:
         textured: The painted mesh.
@@ -79,14 +94,18 @@ def fit_texture(
     losses: list[list[float]] = []
     texture = _spread(colour, texels)
     del face_id, bary, filled  # a texture's worth of memory each
+    correcting, share = geometry, confidence
+    if corrections is Corrections.UNGUARDED:
+        correcting = [replace(view, trust=np.ones_like(view.trust)) for view in geometry]
+        share = np.ones_like(confidence)
     for step in range(steps):
         render = partial(_Residual.of, _encode(mesh, atlas, texture))
-        if every_pixel_counts:
+        if corrections is Corrections.LEAST_SQUARES:
             correction, loss = _least_squares_step(atlas, texels, map(render, photos, geometry))
         else:
             residuals = list(map(render, photos, geometry))
-            gathered, _ = gather(texels, geometry, [r.image for r in residuals], grazing_power=_FIT_POWER)
-            correction, loss = confidence * gathered, _mean_square(residuals)
+            gathered, _ = gather(texels, correcting, [r.image for r in residuals], grazing_power=_FIT_POWER)
+            correction, loss = share * gathered, _mean_square(residuals)
         losses.append([step, loss])
         colour = np.clip(colour + correction, 0, 1)
         texture = _spread(colour, texels)

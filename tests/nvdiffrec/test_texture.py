@@ -11,7 +11,7 @@ from reconflow.geometry.atlas_raster import rasterize_atlas
 from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
 from reconflow.nvdiffrec.photos import Photo, prepare_photo
 from reconflow.nvdiffrec.texel_views import locate_texels
-from reconflow.nvdiffrec.texture import fit_texture
+from reconflow.nvdiffrec.texture import Corrections, fit_texture
 from reconflow.quality.metrics import psnr_db, squared_error
 from reconflow.rendering.shade import render_textured
 from tests.geometry.shapes import SOLIDS, iso_surface
@@ -83,8 +83,8 @@ def test_least_squares_corrections_end_nearer_to_photos_that_disagree_with_each_
     photos = [replace(p, linear=np.roll(p.linear, 2 * (n % 3 - 1), axis=1)) for n, p in enumerate(photos)]
     atlas = unwrap(bumpy(), TEXTURE)
     ends = []
-    for every_pixel_counts in (False, True):
-        _, facts = fit_texture(bumpy(), atlas, photos, TEXTURE, 4, every_pixel_counts=every_pixel_counts)
+    for corrections in (Corrections.UNGUARDED, Corrections.LEAST_SQUARES):
+        _, facts = fit_texture(bumpy(), atlas, photos, TEXTURE, 4, corrections=corrections)
         losses = [loss for _, loss in facts["rgb_mse"]]
         ends.append(losses[-1])
     assert losses == sorted(losses, reverse=True)
