@@ -10,7 +10,6 @@ if __name__ == "__main__":  # the embedded server's settings have to stand befor
 
     raise SystemExit(run_from_module())
 
-from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
@@ -20,7 +19,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled as CancelledState
-from prefect.states import Failed
+from prefect.states import Completed, Failed
 
 from blocks.artifact_store import using_locations
 from blocks.quality import load_thresholds
@@ -31,6 +30,7 @@ from reconflow.errors import Cancelled, ReconflowError
 from reconflow.outputs.runs import is_run_id, new_run_id
 from reconflow.request import RunRequest
 from reconflow.run_context import Isolation, RunRef, StageOutcomes
+from reconflow.stage_results import RunSummary
 from tasks import artifacts, stages
 from tasks.reporting import reporting_run
 from tasks.run_state import AttemptSuperseded, asked_to_stop, cancelled_before_start, undisturbed
@@ -43,7 +43,7 @@ DATASET_TAG: Final = "dataset-"
 def name_run() -> str:
     """Name a run by its dataset, model and preset."""
     request = RunRequest.model_validate(prefect.runtime.flow_run.parameters["params"])
-    return f"{Path(request.dataset).name} · {request.model} · {request.preset}"
+    return f"{request.dataset_name()} · {request.model} · {request.preset}"
 
 
 @flow(
@@ -53,15 +53,15 @@ def name_run() -> str:
     result_serializer="json",
     persist_result=False,
 )
-def reconstruct(params: RunRequest) -> dict[str, Any] | State[Any]:
+def reconstruct(params: RunRequest) -> State[Any]:
     """Reconstruct one object: validate, transforms, load, infer, quality, preview, package.
 
     Args:
         params: What to reconstruct, how, and where to put it.
 
     Returns:
-        The run's summary: `run_id`, `location`, `status`, measures. A failure is a failed state whose message holds
-        code, message and suggestion; `error.json` stands beside the results.
+        A state whose result is the run's summary: `run_id`, `location`, `status`, measures. A failure is a failed
+        state whose message holds code, message and suggestion; `error.json` stands beside the results.
     """
     flow_run_id = UUID(prefect.runtime.flow_run.id)
     with get_client(sync_client=True) as client:
@@ -81,17 +81,19 @@ def reconstruct(params: RunRequest) -> dict[str, Any] | State[Any]:
         forget_own_cancellation(flow_run_id)
 
 
-def _run_recorded(run: RunRef, outcomes: StageOutcomes, flow_run_id: UUID) -> dict[str, Any] | State[Any]:
+def _run_recorded(run: RunRef, outcomes: StageOutcomes, flow_run_id: UUID) -> State[Any]:
     """Run the stages and record beside the results how that ended."""
     params = run.request
     try:
         with reporting_run(params, f"{params.model} on its way"):
-            return _unless_cancelled(flow_run_id, _run_stages(run, outcomes))
+            return _unless_cancelled(flow_run_id, _completed(_run_stages(run, outcomes)))
     except (KeyboardInterrupt, TerminationSignal):
         with undisturbed():
             cancelled = asked_to_stop(flow_run_id)
             if not isinstance(cancelled, AttemptSuperseded):
                 pipeline.record_failure(run, outcomes, cancelled or pipeline.interruption(), _orchestration())
+            if cancelled is not None:
+                artifacts.show_cancelled(params.model, cancelled, run.run_id)
         if cancelled is None:
             raise
         return _cancelled(cancelled)  # at once; a worker would first import the flow again to look for hooks
@@ -100,12 +102,19 @@ def _run_recorded(run: RunRef, outcomes: StageOutcomes, flow_run_id: UUID) -> di
     except Cancelled as error:
         with undisturbed():
             pipeline.record_failure(run, outcomes, error, _orchestration())
+            artifacts.show_cancelled(params.model, error, run.run_id)
         return _cancelled(error)
     except Exception as error:
         known = pipeline.as_known_error(error)
         pipeline.record_failure(run, outcomes, known, _orchestration())
-        artifacts.show_failure(params.model, known)
+        artifacts.show_failure(params.model, known, run.run_id)
         return _unless_cancelled(flow_run_id, _failed(known))
+
+
+def _completed(summary: RunSummary) -> State[Any]:
+    measures = f"PSNR {summary.psnr_db:.1f} dB, SSIM {summary.ssim:.3f}, {summary.faces} triangles"
+    message = f"Run {summary.run_id}: quality {summary.status} ({measures})."
+    return Completed(message=message, data=summary.model_dump(mode="json"))
 
 
 def _cancelled(error: Cancelled) -> State[Any]:
@@ -116,7 +125,7 @@ def _failed(error: ReconflowError) -> State[Any]:
     return Failed(message=f"{error.code}: {error.message} {error.suggestion}", data=error)
 
 
-def _unless_cancelled(flow_run_id: UUID, ending: dict[str, Any] | State[Any]) -> dict[str, Any] | State[Any]:
+def _unless_cancelled(flow_run_id: UUID, ending: State[Any]) -> State[Any]:
     """Return how the run ends; one that is being cancelled can only end as cancelled, or it never ends."""
     cancelled = asked_to_stop(flow_run_id)
     if cancelled is None or isinstance(cancelled, AttemptSuperseded):
@@ -124,7 +133,7 @@ def _unless_cancelled(flow_run_id: UUID, ending: dict[str, Any] | State[Any]) ->
     return _cancelled(cancelled)
 
 
-def _run_stages(run: RunRef, outcomes: StageOutcomes) -> dict[str, Any]:
+def _run_stages(run: RunRef, outcomes: StageOutcomes) -> RunSummary:
     run = run.model_copy(update={"thresholds": load_thresholds(run.request.quality_thresholds)})
     outcomes.validate = dataset = result_of(stages.validate(run))
     outcomes.transforms = cameras = result_of(stages.transforms(run, dataset))
@@ -139,7 +148,7 @@ def _run_stages(run: RunRef, outcomes: StageOutcomes) -> dict[str, Any]:
     pipeline.run_models(run, outcomes, run_one)
     outcomes.package = stages.package(run, outcomes, _orchestration())
     pipeline.raise_failure(run, outcomes)
-    return pipeline.summarise(run, outcomes).model_dump(mode="json")
+    return pipeline.summarise(run, outcomes)
 
 
 def _tagged_run_id(request: RunRequest) -> str:
@@ -149,7 +158,7 @@ def _tagged_run_id(request: RunRequest) -> str:
         tag.removeprefix(RUN_TAG) for tag in tags if tag.startswith(RUN_TAG) and is_run_id(tag.removeprefix(RUN_TAG))
     ]
     run_id = known[0] if known else new_run_id()
-    wanted = [f"{RUN_TAG}{run_id}", *request.models(), f"{DATASET_TAG}{Path(request.dataset).name}"]
+    wanted = [f"{RUN_TAG}{run_id}", *request.models(), f"{DATASET_TAG}{request.dataset_name()}"]
     missing = [tag for tag in wanted if tag not in tags]
     if missing:
         with get_client(sync_client=True) as client:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Annotated, Any, Final
 
@@ -37,51 +38,71 @@ class RunRequest(BaseModel):
     dataset: str = Field(
         min_length=1,
         title="Dataset",
-        description="Folder with multi_views/ and depth_renders/, or with a transforms.json.",
-        examples=["samples/lantern"],
+        description="Where the pictures are: a folder or s3:// address with multi_views/ and depth_renders/, or with a "
+        "transforms.json; or block://NAME.",
+        examples=["samples/lantern", "s3://bucket/datasets/mug"],
     )
     out: str = Field(
-        "out", min_length=1, title="Output folder", description="Results go to runs/<run id> in this folder."
+        "out",
+        min_length=1,
+        title="Results",
+        description="Where the results go, below runs/ and the run's id: a folder, s3:// address or block://NAME.",
     )
     model: ModelName = Field(ModelName.NVDIFFREC, title="Model", description="Which reconstruction model runs.")
     preset: Preset = Field(
-        Preset.STANDARD, title="Preset", description="How much work to spend; single numbers can be overridden below."
+        Preset.STANDARD,
+        title="Preset",
+        description="How much work to spend: draft for a look, standard, high for the best. Single numbers below "
+        "override it.",
     )
     device: Device = Field(
         Device.CPU,
         title="Device",
         description="What the model computes on; a GPU that is asked for and missing is an error, never replaced.",
     )
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
-        0, title="Seed", description="Seeds every random choice; equal seeds give equal files."
-    )
-    steps: Annotated[int, Field(ge=0, le=20_000)] | None = Field(
-        None, title="Steps", description="Iterations of the geometry fit; from the preset when left out."
-    )
-    resolution: Annotated[int, Field(ge=64, le=4096)] | None = Field(
-        None, title="Fit resolution", description="Longest image side the geometry is fitted at, pixels."
-    )
-    texture_size: Annotated[int, Field(ge=64, le=8192)] | None = Field(
-        None, title="Texture size", description="Side of the square base-colour texture, texels."
-    )
-    target_faces: Annotated[int, Field(ge=200, le=2_000_000)] | None = Field(
-        None, title="Face budget", description="Upper bound on the mesh's faces."
-    )
     fov_deg: Annotated[float, Field(gt=1.0, lt=170.0)] | None = Field(
         None,
         title="Field of view",
-        description="Horizontal field of view of the cameras, degrees; found from the pictures when left out.",
+        description="Of the cameras, horizontal, degrees (above 1, below 170), when it is known; else it is found from "
+        "the pictures.",
     )
     object_size_m: Annotated[float, Field(gt=0.0, le=1e4)] | None = Field(
         None,
         title="Object size",
-        description="Longest side of the object, metres; gives the result a real scale.",
+        description="Longest side of the object, metres (up to 10000); gives the result a real scale.",
     )
     quality_thresholds: str | None = Field(
         None,
         title="Quality thresholds",
-        description="Name of a saved quality-thresholds block; the built-in thresholds when left out.",
+        description="Name of a saved block of that type; the built-in thresholds when left out.",
     )
+    texture_size: Annotated[int, Field(ge=64, le=8192)] | None = Field(
+        None,
+        title="Texture size",
+        description="Side of the square texture, texels (64 to 8192); from the preset when left out.",
+    )
+    target_faces: Annotated[int, Field(ge=200, le=2_000_000)] | None = Field(
+        None,
+        title="Face budget",
+        description="At most so many triangles (200 to 2000000); from the preset when left out.",
+    )
+    resolution: Annotated[int, Field(ge=64, le=4096)] | None = Field(
+        None,
+        title="Fit resolution",
+        description="Longest side of the pictures that the shape is fitted to, pixels (64 to 4096); from the preset "
+        "when left out.",
+    )
+    steps: Annotated[int, Field(ge=0, le=20_000)] | None = Field(
+        None, title="Steps", description="Iterations of the shape's fit (0 to 20000); from the preset when left out."
+    )
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
+        0, title="Seed", description="Seeds every random choice; equal seeds give equal files."
+    )
+
+    def dataset_name(self) -> str:
+        """Return what the dataset is called: the last folder of its location."""
+        name = PurePosixPath(self.dataset).name
+        return name if name not in ("", "..") else Path(self.dataset).resolve().name or "dataset"
 
     def models(self) -> tuple[str, ...]:
         """Return the names of the models that run, in their order."""

@@ -6,57 +6,103 @@ outlive the machine or the hour.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from PIL import Image
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
-from reconflow.errors import ReconflowError, fault_sentence
+from reconflow.errors import Cancelled, ReconflowError
 from reconflow.outputs.images import thumbnail_url
-from reconflow.stage_results import (
-    CamerasResult,
-    DatasetResult,
-    PreviewResult,
-    QualityResult,
-    RunSummary,
-)
+from reconflow.outputs.package import FileEntry
+from reconflow.quality.report import MeshQuality, QualityReport, ViewQuality
+from reconflow.stage_results import CamerasResult, DatasetResult, PreviewResult, QualityResult, RunSummary
+from tasks.ending_pages import cancelled_page, failure_page, summary_page
 
 THUMBNAIL_PX: Final = 240
+PICTURES_PER_ROW: Final = 3
+_METHODS: Final = {
+    "given": "the dataset or the request, and checked against the pictures",
+    "depth": "the depth renders and silhouettes",
+    "silhouettes": "the silhouettes",
+}
 
 
 def show_dataset(model: str, dataset: DatasetResult) -> None:
     """Show the views of a validated dataset, and what is unusual about them."""
+    height, width = dataset.image_hw
+    facts = f"**{dataset.name}**: {len(dataset.views)} views, photos up to {width} × {height} pixels."
     create_table_artifact(
         table=[{"view": view, "mask from": dataset.mask_sources[view]} for view in dataset.views],
         key=f"{model}-dataset",
-        description="\n\n".join([f"**{dataset.name}**: {len(dataset.views)} views", *dataset.warnings]),
+        description="\n\n".join([facts, *_notes(dataset.warnings)]),
     )
 
 
 def show_cameras(model: str, cameras: CamerasResult) -> None:
-    """Show the field of view and how sure it is."""
-    text = (
-        f"Field of view **{cameras.fov_x_deg:.2f}°** ± {cameras.fov_uncertainty_deg:.2f}° ({cameras.method}), "
-        f"confidence {cameras.confidence:.2f}."
-    )
-    create_markdown_artifact("\n\n".join([text, *cameras.warnings]), key=f"{model}-cameras", description="Cameras")
+    """Show the field of view, how sure it is, and which photos lie off their depth renders."""
+    rows = [f"| field of view | {cameras.fov_x_deg:.2f}° |", f"| found from | {_METHODS[cameras.method]} |"]
+    if cameras.method != "given":
+        rows.insert(1, f"| known to | ±{cameras.fov_uncertainty_deg:.2f}° |")
+        rows.append(f"| confidence, 0 to 1 | {cameras.confidence:.2f} |")
+    rows += [
+        f"| photo of {view} | {right:+.1f} px right, {down:+.1f} px down of its depth render |"
+        for view, (right, down) in cameras.photo_shifts_px.items()
+    ]
+    table = "\n".join(["| | |", "|---|---|", *rows])
+    page = "\n\n".join([table, *_notes(cameras.warnings)])
+    create_markdown_artifact(page, key=f"{model}-cameras", description="Cameras")
 
 
-def show_quality(model: str, quality: QualityResult) -> None:
-    """Show the measures per view and the class of the result."""
-    mean: dict[str, Any] = {
-        "view": "mean",
-        "psnr_db": quality.psnr_db,
-        "ssim": quality.ssim,
-        "mask_iou": quality.mask_iou,
-    }
+def show_quality(model: str, quality: QualityResult, root: Path) -> None:
+    """Show the measures per view with the class of the result, and the facts of the mesh.
+
+    Args:
+        model: The model.
+        quality: Of its result.
+        root: The run's folder, with the measures' file.
+    """
+    report = QualityReport.model_validate_json((root / quality.file.path).read_bytes())
+    wanted = report.thresholds
+    needed = f"normal from {wanted.normal_psnr_db:g} dB and SSIM {wanted.normal_ssim:g}"
+    least = f"failure below {wanted.warning_psnr_db:g} dB or SSIM {wanted.warning_ssim:g}"
     create_table_artifact(
-        table=[{name: _shown(value) for name, value in row.items()} for row in (*quality.rows, mean)],
+        table=[_quality_row(view) for view in (*report.views, report.mean)],
         key=f"{model}-quality",
-        description="\n\n".join([f"Status: **{quality.status}**", *quality.reasons]),
+        description="\n\n".join([f"Quality **{report.status}** ({needed}, {least}).", *report.reasons]),
     )
+    create_table_artifact(
+        table=[{"fact": name, "value": value} for name, value in _mesh_facts(report.mesh).items()],
+        key=f"{model}-mesh",
+        description="The mesh, as it was read back from the file; vertices in one place count as one.",
+    )
+
+
+def _quality_row(view: ViewQuality) -> dict[str, str]:
+    depth = view.depth_mae_relative
+    return {
+        "view": view.view,
+        "PSNR, dB": f"{view.psnr_db:.2f}",
+        "SSIM": f"{view.ssim:.4f}",
+        "mask IoU": f"{view.mask_iou:.4f}",
+        "mean depth error": "–" if depth is None else f"{100 * depth:.2f} %",
+    }
+
+
+def _mesh_facts(mesh: MeshQuality) -> dict[str, str]:
+    height, width = mesh.texture_hw
+    size = " × ".join(f"{high - low:.3f}" for low, high in zip(mesh.bbox_min, mesh.bbox_max, strict=True))
+    return {
+        "triangles": str(mesh.faces),
+        "vertices": str(mesh.vertices),
+        "pieces": str(mesh.components),
+        "closed surface (watertight)": "yes" if mesh.watertight else f"no, {mesh.boundary_edges} open edges",
+        "non-manifold edges": str(mesh.non_manifold_edges),
+        "size, units": size,
+        "texture": f"{width} × {height} texels, {100 * mesh.atlas_use:.0f} % used, {mesh.charts} charts",
+    }
 
 
 def show_previews(model: str, previews: PreviewResult, root: Path) -> None:
@@ -68,37 +114,45 @@ def show_previews(model: str, previews: PreviewResult, root: Path) -> None:
     }
     if not urls:
         return
-    create_image_artifact(next(iter(urls.values())), key=f"{model}-preview", description="Textured preview")
-    page = "\n".join(f"**{view}**\n\n![{view}]({url})\n" for view, url in urls.items())
-    create_markdown_artifact(page, key=f"{model}-previews", description="Textured previews of all views")
+    view, url = next(iter(urls.items()))
+    create_image_artifact(url, key=f"{model}-preview", description=f"The textured mesh, seen from: {view}.")
+    create_markdown_artifact(
+        _picture_table(urls), key=f"{model}-previews", description="The textured mesh from every camera"
+    )
 
 
-def show_summary(model: str, summary: RunSummary) -> None:
-    """Show what came out and where it lies."""
-    measures = f"PSNR {summary.psnr_db:.2f} dB, SSIM {summary.ssim:.4f}, mask IoU {summary.mask_iou:.4f}"
-    lines = [
-        f"Status **{summary.status}**: {measures}.",
-        "",
-        f"{summary.faces} triangles, {summary.vertices} vertices.",
-        "",
-        f"Results: `{summary.location}`",
-    ]
-    create_markdown_artifact("\n".join(lines), key=f"{model}-summary", description="Result")
+def _picture_table(urls: dict[str, str]) -> str:
+    """Return pictures in rows of three, their names above them."""
+    names = list(urls)
+    rows = [names[first : first + PICTURES_PER_ROW] for first in range(0, len(names), PICTURES_PER_ROW)]
+    width = len(rows[0])
+    lines: list[list[str]] = []
+    for row in rows:
+        gap = [""] * (width - len(row))
+        lines += [[*row, *gap], *([["---"] * width] if not lines else [])]
+        lines.append([*(f"![{view}]({urls[view]})" for view in row), *gap])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def show_failure(model: str, error: ReconflowError) -> None:
-    """Show why the run failed and what to do."""
-    lines = [f"**{error.code}**", "", error.message, "", f"**What to do:** {error.suggestion}"]
-    faults = error.details.get("faults")
-    if isinstance(faults, list):
-        lines += ["", *(f"* {fault_sentence(fault)}" for fault in faults)]
-    create_markdown_artifact("\n".join(lines), key=f"{model}-failure", description="Why the run failed")
+def show_summary(model: str, summary: RunSummary, store: str, files: Sequence[FileEntry]) -> None:
+    """Show what came out, where it lies and how to get it; see `tasks.ending_pages.summary_page`."""
+    create_markdown_artifact(summary_page(summary, store, files), key=f"{model}-summary", description="Result")
+
+
+def show_failure(model: str, error: ReconflowError, run_id: str | None = None) -> None:
+    """Show why the run failed and what to do; see `tasks.ending_pages.failure_page`."""
+    create_markdown_artifact(failure_page(error, run_id), key=f"{model}-failure", description="Why the run failed")
+
+
+def show_cancelled(model: str, error: Cancelled, run_id: str) -> None:
+    """Show who cancelled the run and why."""
+    create_markdown_artifact(cancelled_page(error, run_id), key=f"{model}-failure", description="Why the run stopped")
+
+
+def _notes(warnings: Sequence[str]) -> list[str]:
+    return [f"**Note:** {warning}" for warning in warnings]
 
 
 def _thumbnail(path: Path) -> str:
     with Image.open(path) as image:
         return thumbnail_url(np.asarray(image.convert("RGB")), THUMBNAIL_PX)
-
-
-def _shown(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

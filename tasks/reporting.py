@@ -1,26 +1,44 @@
 """How a running stage is seen from outside: one progress artifact per run, and whoever listens on this machine.
 
-Both hear the progress of the whole run. Artifact updates cost some 50 ms each and are sent at most once a second.
+Both hear the progress of the whole run. Artifact updates are sent at most once a second; one that does not arrive is
+made up for by the next. What the artifact says is in `tasks.forecast`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Final
+from typing import Final, Protocol
 from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from httpx import HTTPError
+from prefect.artifacts import create_progress_artifact
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.exceptions import PrefectException, TerminationSignal
+from prefect.logging import get_logger
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from reconflow.errors import Cancelled, ReconflowError
 from reconflow.nvdiffrec.options import Preset
 from reconflow.progress import OnProgress, part_of
 from reconflow.request import RunRequest
-from reconflow.stage_spans import stage_span
-from tasks.run_state import StatePoller, own_flow_run_ids
+from tasks.forecast import Forecast
+from tasks.run_state import REQUEST_TIMEOUT_S, StatePoller, own_flow_run_ids, undisturbed
 
 UPDATE_INTERVAL_S: Final = 1.0
+MOST_BEFORE_THE_END: Final = 0.99
+"""The whole is reached only when the run has ended well."""
+
+
+class Send(Protocol):
+    """Shows people how far the run is."""
+
+    def __call__(self, percent: float, page: str, *, insisting: bool = False) -> None:
+        """Show a number and a page; a failure is tried again only when `insisting`."""
+
 
 _listener: ContextVar[OnProgress | None] = ContextVar("listener", default=None)
 _reporter: ContextVar[RunReporter | None] = ContextVar("reporter", default=None)
@@ -30,7 +48,7 @@ class RunReporter:
     """Receiver of one run's progress; see the module.
 
     Args:
-        artifact_id: The run's progress artifact.
+        send: Shows it to people.
         preset: How much work the run spends.
         listener: Hears every step in this process; may raise `Cancelled`.
         clock: Seconds, monotonic.
@@ -40,16 +58,15 @@ class RunReporter:
 
     def __init__(
         self,
-        artifact_id: UUID,
+        send: Send,
         preset: Preset,
         listener: OnProgress | None = None,
         clock: Callable[[], float] = time.monotonic,
         poller: StatePoller | None = None,
         models: tuple[str, ...] = (),
     ) -> None:
-        self.preset = preset
-        self.models = models
-        self._artifact_id = artifact_id
+        self.forecast = Forecast(preset, models, clock)
+        self._send = send
         self._listener = listener
         self._poller = poller
         self._clock = clock
@@ -65,9 +82,35 @@ class RunReporter:
             self._poller.raise_if_stopped()
         if self._listener is not None:
             self._listener(step, total, message)
-        if self._clock() - self._sent_at_s >= UPDATE_INTERVAL_S or step >= total:
-            update_progress_artifact(self._artifact_id, progress=100.0 * step / total, description=message)
+        self.forecast.move_to(step / total)
+        if self._clock() - self._sent_at_s >= UPDATE_INTERVAL_S:
+            shown = min(self.forecast.fraction, MOST_BEFORE_THE_END)
+            self._send(100.0 * shown, self.forecast.page(message))
             self._sent_at_s = self._clock()
+
+    def close(self, error: BaseException | None) -> None:
+        """Show how the run has ended.
+
+        Args:
+            error: Why its stages were not all done; None when they were.
+        """
+        if error is None:
+            self._send(100.0, self.forecast.closing_page("Done", completed=True), insisting=True)
+            return
+        shown = 100.0 * min(self.forecast.fraction, MOST_BEFORE_THE_END)
+        page = self.forecast.closing_page(*_ending(error), completed=False)
+        self._send(shown, page, insisting=isinstance(error, Exception))  # else there are seconds left before a kill
+
+
+def _ending(error: BaseException) -> tuple[str, str]:
+    """Return how a run has ended in a word, and what there is to say about it."""
+    if isinstance(error, Cancelled):
+        return "Cancelled", error.message
+    if isinstance(error, KeyboardInterrupt | TerminationSignal):
+        return "Stopped", "The run was told to stop; its state says why."
+    if isinstance(error, ReconflowError):
+        return "Failed", f"{error.code}: {error.message}"
+    return "Failed", "The run's state says why."
 
 
 @contextmanager
@@ -86,17 +129,38 @@ def reporting_run(request: RunRequest, description: str) -> Iterator[RunReporter
 
     Args:
         request: What the run does; its model names the progress artifact.
-        description: For people.
+        description: For people, until the first stage begins.
     """
     artifact_id = create_progress_artifact(progress=0.0, key=f"{request.model}-progress", description=description)
     assert isinstance(artifact_id, UUID)
-    with StatePoller(own_flow_run_ids()) as poller:
-        reporter = RunReporter(artifact_id, request.preset, _listener.get(), poller=poller, models=request.models())
+    with (
+        get_client(sync_client=True, httpx_settings={"timeout": REQUEST_TIMEOUT_S}) as client,
+        StatePoller(own_flow_run_ids()) as poller,
+    ):
+        send = _sender(client, artifact_id)
+        reporter = RunReporter(send, request.preset, _listener.get(), poller=poller, models=request.models())
         token = _reporter.set(reporter)
         try:
             yield reporter
+        except BaseException as error:
+            with undisturbed():
+                reporter.close(error)
+            raise
+        else:
+            reporter.close(None)
         finally:
             _reporter.reset(token)
+
+
+def _sender(client: SyncPrefectClient, artifact_id: UUID) -> Send:
+    def send(percent: float, page: str, *, insisting: bool = False) -> None:
+        try:
+            with nullcontext() if insisting else temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+                client.update_artifact(artifact_id, ArtifactUpdate(data=percent, description=page))
+        except (HTTPError, PrefectException) as error:
+            get_logger(__name__).info("The progress could not be shown (%s).", type(error).__name__)
+
+    return send
 
 
 def stage_progress(stage: str, model: str | None = None) -> OnProgress:
@@ -109,11 +173,16 @@ def stage_progress(stage: str, model: str | None = None) -> OnProgress:
     reporter = _reporter.get()
     if reporter is None:
         return _listener.get() or _ignore
-    place = reporter.models.index(model) if model in reporter.models else 0
-    start, stop = stage_span(stage, reporter.preset, place, max(1, len(reporter.models)))
-    receive = part_of(reporter, start, stop)
+    receive = part_of(reporter, *reporter.forecast.begin(stage, model))
     receive(0, 1, stage)
     return receive
+
+
+def stage_was_kept(stage: str, model: str | None = None) -> None:
+    """Note that an earlier attempt had finished a stage, for the forecast of the rest."""
+    reporter = _reporter.get()
+    if reporter is not None:
+        reporter.forecast.keep(stage, model)
 
 
 def _ignore(step: int, total: int, message: str) -> None:

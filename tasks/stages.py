@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final, ParamSpec, TypeVar
 
+import prefect.runtime.flow_run
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -19,6 +20,8 @@ from prefect.states import Completed
 
 from reconflow import pipeline
 from reconflow.errors import ReconflowError
+from reconflow.outputs.package import read_manifest
+from reconflow.request import RunRequest
 from reconflow.run_context import RunRef, StageOutcomes
 from reconflow.stage_results import (
     CamerasResult,
@@ -31,7 +34,7 @@ from reconflow.stage_results import (
     StageResult,
 )
 from tasks import artifacts
-from tasks.reporting import stage_progress
+from tasks.reporting import stage_progress, stage_was_kept
 
 RETRY_DELAYS_S: Final = [2.0, 10.0]
 CACHED: Final = "Cached"
@@ -78,6 +81,7 @@ def _finished(result: Result) -> Result | State[Result]:
         get_run_logger().warning("%s: %s", result.record.stage, note)
     if not result.record.cached:
         return result
+    stage_was_kept(result.record.stage, result.record.model)
     return Completed(name=CACHED, message="An earlier attempt had finished this stage.", data=result)
 
 
@@ -118,7 +122,7 @@ def quality(
     """Measure the written mesh; see `reconflow.pipeline.quality`."""
     model = inferred.record.model
     measured = pipeline.quality(run, dataset, cameras, inferred, stage_progress("quality", model))
-    artifacts.show_quality(model, measured)
+    artifacts.show_quality(model, measured, pipeline.layout_of(run).root)
     return _finished(measured)
 
 
@@ -135,5 +139,13 @@ def preview(run: RunRef, inferred: InferResult) -> PreviewResult | State[Preview
 def package(run: RunRef, outcomes: StageOutcomes, orchestration: dict[str, Any]) -> PackageResult:
     """Write report, run facts, manifest and archive; see `reconflow.pipeline.package`."""
     packaged = pipeline.package(run, outcomes, stage_progress("package"), orchestration)
-    artifacts.show_summary(run.request.model, pipeline.summarise(run, replace(outcomes, package=packaged)))
+    summary = pipeline.summarise(run, replace(outcomes, package=packaged))
+    files = read_manifest(pipeline.layout_of(run).root).files
+    artifacts.show_summary(run.request.model, summary, _asked_store(run), files)
     return packaged
+
+
+def _asked_store(run: RunRef) -> str:
+    """Return where results go in the words of whoever asked: a block's name rather than what it stands for."""
+    asked = prefect.runtime.flow_run.parameters.get("params")
+    return RunRequest.model_validate(asked).out if asked else run.request.out

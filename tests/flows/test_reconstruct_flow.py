@@ -79,6 +79,7 @@ def test_a_run_completes_and_shows_what_it_did(
         "nvdiffrec-dataset": "table",
         "nvdiffrec-cameras": "markdown",
         "nvdiffrec-quality": "table",
+        "nvdiffrec-mesh": "table",
         "nvdiffrec-preview": "image",
         "nvdiffrec-previews": "markdown",
         "nvdiffrec-summary": "markdown",
@@ -198,24 +199,22 @@ def test_only_what_may_pass_by_itself_is_tried_again() -> None:
     assert verdicts == [True, False, False]
 
 
-def test_progress_is_sent_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    from uuid import uuid4
-
-    from tasks import reporting
+def test_progress_is_sent_at_most_once_a_second() -> None:
+    from tasks.reporting import RunReporter
 
     sent: list[float] = []
-    monkeypatch.setattr(
-        reporting, "update_progress_artifact", lambda _id, *, progress, description: sent.append(progress)
-    )
+
+    def send(percent: float, page: str, *, insisting: bool = False) -> None:
+        sent.append(percent)
+
     now_s = [0.0]
     heard: list[int] = []
-    reporter = reporting.RunReporter(
-        uuid4(), Preset.DRAFT, lambda step, total, message: heard.append(step), clock=lambda: now_s[0]
-    )
+    reporter = RunReporter(send, Preset.DRAFT, lambda step, total, message: heard.append(step), clock=lambda: now_s[0])
     for step in range(100):
         now_s[0] = 0.05 * step
         reporter(step, 100, "working")
     reporter(100, 100, "done")
+    reporter.close(None)
     assert sent == [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
     assert heard == list(range(101))
 
