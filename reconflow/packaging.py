@@ -16,7 +16,7 @@ from reconflow.cameras.calibration import Calibration
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.cameras.formats import format_nerf, format_nerfstudio
 from reconflow.datasets.dataset import Dataset
-from reconflow.datasets.sources import canonical_location, describe_source
+from reconflow.datasets.sources import canonical_location, describe_source, location_mark
 from reconflow.errors import ReconflowError
 from reconflow.outputs.files import write_json
 from reconflow.outputs.glb import write_glb
@@ -183,7 +183,7 @@ def run_source(facts: RunFacts) -> RunSource:
     dataset = facts.result(DatasetResult)
     models = [result for result in facts.results if isinstance(result, ModelResult)]
     return RunSource(
-        location=canonical_location(facts.request.dataset),
+        location=location_mark(canonical_location(facts.request.dataset)),
         listing=dataset.listing if dataset is not None else _listing_now(facts.request.dataset),
         options=facts.request.model_dump(mode="json", exclude={"dataset", "out"}),
         model_versions={model.name: model.version for model in models},

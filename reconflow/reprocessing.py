@@ -22,7 +22,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 import reconflow
-from reconflow.datasets.sources import DatasetSource, canonical_location, content_digest
+from reconflow.datasets.sources import DatasetSource, canonical_location, content_digest, location_mark
 from reconflow.models import model_version
 from reconflow.request import RunRequest
 from reconflow.run_records import RunRecord
@@ -107,7 +107,7 @@ def decide_all(
     by_location: defaultdict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
         by_location[record.location].append(record)
-    return [decide(source, by_location[source.location], wanted, max_attempts) for source in sources]
+    return [decide(source, by_location[location_mark(source.location)], wanted, max_attempts) for source in sources]
 
 
 def decide(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconflow.datasets.sources import DatasetSource, describe_source, find_datasets
+from reconflow.datasets.sources import DatasetSource, describe_source, find_datasets, location_mark
 from reconflow.reprocessing import Decision, Verdict, Wanted, decide, decide_all, submission_key
 from reconflow.request import RunRequest
 from reconflow.run_records import RunRecord
@@ -219,3 +219,10 @@ def test_a_listing_changes_with_what_a_run_reads_and_with_nothing_else(tmp_path:
     assert describe_source(str(tmp_path / "copy")).listing == describe_source(str(root)).listing
     (root / "multi_views" / "back.png").unlink()
     assert describe_source(str(root)).listing != describe_source(str(tmp_path / "copy")).listing
+
+
+def test_a_manifest_names_a_folder_without_telling_its_path() -> None:
+    assert location_mark("s3://bucket/sets/shoe") == "s3://bucket/sets/shoe"
+    marks = {location_mark("/home/someone/shoe"), location_mark("/home/someone/boot")}
+    assert len(marks) == 2
+    assert not any("someone" in mark for mark in marks)

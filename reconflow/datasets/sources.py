@@ -65,6 +65,17 @@ def canonical_location(location: str) -> str:
     return str(Path(location).expanduser().resolve())
 
 
+def location_mark(location: str) -> str:
+    """Return how a manifest names a dataset's place: an address as it is, a folder by a digest.
+
+    A package travels; the folders of the machine that made it are nobody's business.
+
+    Args:
+        location: A canonical one.
+    """
+    return location if "://" in location else f"folder:{hashlib.sha256(location.encode()).hexdigest()[:32]}"
+
+
 def find_datasets(prefix: str) -> list[DatasetSource]:
     """Return every dataset at or below a place, sorted by location.
 

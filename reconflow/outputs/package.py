@@ -98,7 +98,7 @@ class ManifestFacts(BaseModel, frozen=True, extra="forbid"):
 class RunSource(BaseModel, frozen=True, extra="forbid"):
     """What a run was made from: enough to tell, without opening a picture, whether it would be made the same again."""
 
-    location: str = Field(description="The dataset: an absolute folder or an s3:// address.")
+    location: str = Field(description="The dataset: an s3:// address, or a digest of the folder's path.")
     listing: str = Field(description="The dataset's listing digest, taken before it was read; empty when unknown.")
     options: dict[str, Any] = Field(description="The request, all of it but dataset and output.")
     model_versions: dict[str, str] = Field(default_factory=dict, description="By model, of those that were loaded.")

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import reconflow
-from reconflow.datasets.sources import describe_source
+from reconflow.datasets.sources import canonical_location, describe_source, location_mark
 from reconflow.outputs.files import write_json
 from reconflow.outputs.package import Manifest, RunSource, RunStatus
 from reconflow.request import RunRequest
@@ -31,7 +31,7 @@ def write_datasets(root: Path, *names: str) -> Path:
 def manifest_of(request: RunRequest, status: RunStatus, **changes: Any) -> Manifest:
     """Return the manifest that a run of this request leaves, as far as reprocessing reads it."""
     source = RunSource(
-        location=request.dataset,
+        location=location_mark(canonical_location(request.dataset)),
         listing=describe_source(request.dataset).listing,
         options=request.model_dump(mode="json", exclude={"dataset", "out"}),
         model_versions={"nvdiffrec": "1"},
