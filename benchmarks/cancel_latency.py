@@ -23,7 +23,7 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
 
-from benchmarks._prefect_processes import ROOT, PrefectProcesses, submit, wait_until
+from benchmarks._prefect_processes import ROOT, PrefectProcesses, submit, wait_for_fit
 
 LONG: Final = {"preset": "draft", "steps": 20_000, "resolution": 128, "texture_size": 256, "target_faces": 4000}
 
@@ -46,7 +46,7 @@ def measure_one(
 
     worker = processes.start_worker(client, f"worker-{out.name}")
     run = submit(client, deployment, {"dataset": str(ROOT / "samples" / "lantern"), "out": str(out), **LONG})
-    wait_until(lambda: "infer:" in processes.progress_of(client, run.id), 300)
+    wait_for_fit(processes, client, run.id, 600)
     if by == "poll":
         worker.kill()
     time.sleep(random.uniform(0.5, 4.0))

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 
-from benchmarks._prefect_processes import PrefectProcesses, submit, wait_until
+from benchmarks._prefect_processes import PrefectProcesses, submit, wait_for_fit, wait_until
 from reconflow.outputs.package import RunStatus, read_manifest
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def deployment(prefect: PrefectProcesses, client: SyncPrefectClient) -> UUID:
 def start_fitting(prefect: PrefectProcesses, client: SyncPrefectClient, deployment: UUID, out: Path) -> FlowRun:
     """Submit a run and return it when its fit is under way."""
     run = submit(client, deployment, {"dataset": str(ROOT / "samples" / "lantern"), "out": str(out), **LONG})
-    wait_until(lambda: "infer:" in prefect.progress_of(client, run.id), 180)
+    wait_for_fit(prefect, client, run.id, 300)
     return client.read_flow_run(run.id)
 
 

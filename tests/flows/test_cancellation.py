@@ -421,9 +421,12 @@ def test_a_process_that_starts_after_its_cancellation_touches_nothing(
 
 def run_step(**params: Any) -> State[Any]:
     """Run the flow `cancel` for one step."""
+    from prefect.logging.handlers import APILogHandler
+
     from flows.cancel import CancelRequest, cancel
 
     state: State[Any] = cancel(CancelRequest(by="ada", **params), return_state=True)
+    APILogHandler().flush()
     return state
 
 

@@ -170,6 +170,7 @@ def test_a_second_report_of_the_crash_is_waited_for(client: SyncPrefectClient, d
 def test_the_flow_says_what_it_did(
     client: SyncPrefectClient, deployment: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from prefect.logging.handlers import APILogHandler
     from prefect.states import Completed
 
     from flows import recover
@@ -184,3 +185,4 @@ def test_the_flow_says_what_it_did(
     unknown = recover.recover(recover.RecoverRequest(run="nosuch00"), return_state=True)
     assert unknown.is_failed()
     assert unknown.message.startswith("JOB_NOT_FOUND: ")
+    APILogHandler().flush()
