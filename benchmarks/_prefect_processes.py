@@ -185,6 +185,23 @@ def submit(client: SyncPrefectClient, deployment: UUID, params: Mapping[str, Any
     return client.create_flow_run_from_deployment(deployment, parameters={"params": dict(params)})
 
 
+def wait_for_fit(processes: PrefectProcesses, client: SyncPrefectClient, flow_run_id: UUID, timeout_s: float) -> None:
+    """Return when a run's fit is under way.
+
+    Raises:
+        RuntimeError: The run has ended.
+        TimeoutError: It does not get there in time.
+    """
+
+    def fitting() -> bool:
+        state = client.read_flow_run(flow_run_id).state
+        if state is not None and state.is_final():
+            raise RuntimeError(f"The run ended before its fit: {state.name}. {state.message}")
+        return "infer:" in processes.progress_of(client, flow_run_id)
+
+    wait_until(fitting, timeout_s)
+
+
 def processes_with(*variables: str) -> dict[int, str]:
     wanted, found = {variable.encode() for variable in variables}, {}
     for folder in Path("/proc").glob("[0-9]*"):
