@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import mimetypes
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -28,6 +29,7 @@ PART_BYTES: Final = 8 << 20
 THREADS: Final = 8
 _MOST_PARTS: Final = 10_000
 _CHUNK_BYTES: Final = 1 << 20
+_APPEARING_PAUSES_S: Final = (0.0, 1.0, 3.0, 9.0)
 _TYPES: Final = {".glb": "model/gltf-binary", ".obj": "model/obj", ".mtl": "model/mtl", ".webp": "image/webp"}
 SHA256_FIELD: Final = "sha256"
 """Name of the object metadata that holds the SHA-256 of the whole content, hex."""
@@ -197,9 +199,17 @@ class _PartedUpload:
                     MultipartUpload={"Parts": ordered},
                 )
         except StorageUnreachableError:
-            if not is_stored(self.bucket, self.upload):
+            if not self._has_appeared():
                 raise
         self.upload_id = None
+
+    def _has_appeared(self) -> bool:
+        """Whether the object is there after all: a server may still be putting a large one together."""
+        for pause_s in _APPEARING_PAUSES_S:
+            time.sleep(pause_s)
+            if is_stored(self.bucket, self.upload):
+                return True
+        return False
 
     def abort(self) -> None:
         if self.upload_id is not None:
