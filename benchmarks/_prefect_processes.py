@@ -135,10 +135,11 @@ class PrefectProcesses:
             yield client
 
     def progress_of(self, client: SyncPrefectClient, flow_run_id: UUID) -> str:
-        """Return what a run's progress artifact says; empty before there is one."""
+        """Return what a run's progress artifact says, without its bold type; empty before there is one."""
         query = {"artifacts": {"flow_run_id": {"any_": [str(flow_run_id)]}, "type": {"any_": ["progress"]}}}
         return " ".join(
-            str(found["description"]) for found in client.request("POST", "/artifacts/filter", json=query).json()
+            str(found["description"]).replace("**", "")
+            for found in client.request("POST", "/artifacts/filter", json=query).json()
         )
 
     def deploy(self, client: SyncPrefectClient, flow: Any, entrypoint: str) -> UUID:

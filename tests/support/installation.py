@@ -166,7 +166,7 @@ class Api:
 
         def is_fitting() -> bool:
             assert self.run(flow_run_id)["state_type"] not in FINAL, self._told(flow_run_id)
-            return any("infer:" in found["description"] for found in self.artifacts(flow_run_id, "progress"))
+            return any("**infer**: " in found["description"] for found in self.artifacts(flow_run_id, "progress"))
 
         wait_until(is_fitting, timeout_s)
 
