@@ -117,9 +117,9 @@ def is_importable(dotted: str) -> bool:
 
 @each_page
 def test_make_targets_that_a_page_names_exist(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     text = page.read_text("utf-8")
-    named = re.findall(r"`make ([a-z]+)`", text) + re.findall(r"^make ([a-z]+)", text, re.MULTILINE)
+    named = re.findall(r"`make ([a-z0-9]+)`", text) + re.findall(r"^make ([a-z0-9]+)", text, re.MULTILINE)
     assert set(named) <= targets
 
 
