@@ -114,7 +114,8 @@ class DinoVisionTransformer(nn.Module):
 
     def image_features(self, images: Tensor) -> Tensor:
         """Features of RGB images [B, 3, H, W] in [0, 1] as the conditioners take them; see `VisionTokens`."""
-        return self(normalise_images(images)).image_features
+        tokens: VisionTokens = self(normalise_images(images))
+        return tokens.image_features
 
     def _positions(self, rows: int, columns: int) -> Tensor:
         """Position embeddings [1, 1 + rows·columns, C], resized from the table unless it has that very shape."""
