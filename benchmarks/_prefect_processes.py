@@ -27,6 +27,8 @@ from prefect.client.schemas.objects import FlowRun
 ROOT: Final = Path(__file__).resolve().parents[1]
 MARK: Final = "RECONFLOW_MARK"
 POOL: Final = "measured"
+FITTING: Final = "fitting the surface"
+"""What the progress of a run says while its fit is under way."""
 START_TIMEOUT_S: Final = 180.0
 STOP_TIMEOUT_S: Final = 45.0
 
@@ -198,7 +200,7 @@ def wait_for_fit(processes: PrefectProcesses, client: SyncPrefectClient, flow_ru
         state = client.read_flow_run(flow_run_id).state
         if state is not None and state.is_final():
             raise RuntimeError(f"The run ended before its fit: {state.name}. {state.message}")
-        return "infer:" in processes.progress_of(client, flow_run_id)
+        return FITTING in processes.progress_of(client, flow_run_id)
 
     wait_until(fitting, timeout_s)
 

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 
-from benchmarks._prefect_processes import PrefectProcesses, submit, wait_for_fit, wait_until
+from benchmarks._prefect_processes import FITTING, PrefectProcesses, submit, wait_for_fit, wait_until
 from reconflow.outputs.package import RunStatus, read_manifest
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def test_a_command_against_a_server_stops_by_itself(
         return [
             run
             for run in client.read_flow_runs(limit=200)
-            if is_mine(run) and "infer:" in prefect.progress_of(client, run.id)
+            if is_mine(run) and FITTING in prefect.progress_of(client, run.id)
         ]
 
     def is_mine(run: FlowRun) -> bool:
