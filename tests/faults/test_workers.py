@@ -85,15 +85,17 @@ def wait_until(condition: Callable[[], object], timeout_s: float) -> None:
     wait_until(condition, timeout_s)
 
 
-def start_fits(api: Api, params: dict[str, Any], count: int) -> list[str]:
-    """Start runs, each with a seed of its own so that none finds another's stages, and wait until all of them fit."""
-    ids = [api.start_run(RECONSTRUCT, {**params, "seed": next(_seeds)}) for _ in range(count)]
-    for flow_run_id in ids:
-        api.wait_for_fit(flow_run_id)
-    return ids
+@pytest.fixture(scope="module")
+def start_fits(api: Api, installation: Installation, params: dict[str, Any], boxes: Path) -> Callable[[], list[str]]:
+    """Starts as many runs as are at work at once, and returns them when all of them fit."""
 
+    def start() -> list[str]:
+        ids = [api.start_run(RECONSTRUCT, installation.unlike_others(params, boxes)) for _ in range(LIMIT)]
+        for flow_run_id in ids:
+            api.wait_for_fit(flow_run_id)
+        return ids
 
-_seeds = iter(range(1, 10_000))
+    return start
 
 
 def worker_of_runs(installation: Installation) -> int:
@@ -117,13 +119,13 @@ def await_recovery(api: Api, verify: Callable[[str], str], flow_run_id: str, kil
 
 
 @pytest.fixture(scope="module")
-def lost_machine(api: Api, installation: Installation, params: dict[str, Any]) -> tuple[list[str], float]:
+def lost_machine(installation: Installation, start_fits: Callable[[], list[str]]) -> tuple[list[str], float]:
     """Runs whose worker and processes are all killed at once, and when that was; what kept the worker alive starts it
     again.
     """
     from tests.support.installation import kill_hard
 
-    ids = start_fits(api, params, LIMIT)
+    ids = start_fits()
     killed_s = time.time()
     for pid in (worker_of_runs(installation), *(installation.flow_process(flow_run_id) for flow_run_id in ids)):
         kill_hard(pid)
@@ -134,7 +136,7 @@ def lost_machine(api: Api, installation: Installation, params: dict[str, Any]) -
 def test_a_flow_process_that_is_killed_is_recovered_by_a_new_run(
     api: Api,
     installation: Installation,
-    params: dict[str, Any],
+    start_fits: Callable[[], list[str]],
     verify: Callable[[str], str],
     lost_machine: object,
     table: SeriesTable,
@@ -142,7 +144,7 @@ def test_a_flow_process_that_is_killed_is_recovered_by_a_new_run(
     from tests.support.installation import kill_hard
 
     killed = []
-    for flow_run_id in start_fits(api, params, LIMIT):
+    for flow_run_id in start_fits():
         killed.append((flow_run_id, time.time()))
         kill_hard(installation.flow_process(flow_run_id))
     series = table.series("kill -9 of a worker's flow", "from the kill until its results are there")
@@ -154,13 +156,14 @@ def test_a_run_whose_worker_is_killed_completes_and_the_worker_comes_back(
     api: Api,
     installation: Installation,
     params: dict[str, Any],
+    start_fits: Callable[[], list[str]],
     verify: Callable[[str], str],
     lost_machine: object,
     table: SeriesTable,
 ) -> None:
     from tests.support.installation import kill_hard
 
-    ids = start_fits(api, params, LIMIT)
+    ids = start_fits()
     killed_s, worker = time.time(), worker_of_runs(installation)
     kill_hard(worker)
 
@@ -182,6 +185,7 @@ def test_a_run_cancelled_by_an_operator_at_any_moment_leaves_nothing(
     api: Api,
     installation: Installation,
     params: dict[str, Any],
+    boxes: Path,
     lost_machine: object,
     table: SeriesTable,
     extent: Extent,
@@ -190,7 +194,7 @@ def test_a_run_cancelled_by_an_operator_at_any_moment_leaves_nothing(
     chance = random.Random(f"operator {extent.seed}")
 
     def cancel_once() -> float:
-        flow_run_id = api.start_run(RECONSTRUCT, {**params, "steps": 20_000, "seed": next(_seeds)})
+        flow_run_id = api.start_run(RECONSTRUCT, {**installation.unlike_others(params, boxes), "steps": 20_000})
         wait_until(lambda: api.run(flow_run_id)["state_type"] == "RUNNING", 120)
         time.sleep(chance.uniform(0, 12))
         form = {"run": flow_run_id, "by": "ada"}

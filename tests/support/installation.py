@@ -5,8 +5,10 @@ The processes are real and are told to use nothing of the user's. What is deploy
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -39,6 +41,7 @@ class Installation(PrefectProcesses):
     def __init__(self, home: Path, s3: S3Server, extra: Mapping[str, str]) -> None:
         super().__init__(home)
         self.s3, self._extra = s3, extra
+        self._numbers = itertools.count(100)
         self.bucket = s3.new_bucket()
         self.results = f"s3://{self.bucket}/results"
 
@@ -90,6 +93,15 @@ class Installation(PrefectProcesses):
         (root,) = (pid for pid in alive if _parent_of(pid) not in alive)
         return root
 
+    def unlike_others(self, params: Mapping[str, Any], boxes: Path) -> dict[str, Any]:
+        """Return what a run is asked for, changed so that it shares no stage with any other run.
+
+        Stages that are shared are dropped when the first of their runs is published, also for the others.
+        """
+        number = next(self._numbers)
+        dataset = self.upload_dataset(boxes, f"datasets/boxes-{number}")
+        return {**params, "dataset": dataset, "seed": number, "fov_deg": 45 + number / 1000}
+
     def upload_dataset(self, folder: Path, name: str) -> str:
         """Put a dataset into the bucket and return its location."""
         for path in folder.rglob("*.*"):
@@ -115,11 +127,16 @@ class Api:
         self._http.close()
 
     def ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
-        """Send a request; again when the server is too busy to take it."""
+        """Send a request; again when the server is too busy to take it, which a new run with its key survives."""
+        ends_s = time.monotonic() + 180
         while True:
-            answer = self._http.request(method, path, json=body)
-            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                return answer
+            try:
+                answer = self._http.request(method, path, json=body)
+                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() >= ends_s:
+                    return answer
+            except httpx.TransportError:
+                if time.monotonic() >= ends_s:
+                    raise
             time.sleep(0.5)
 
     def start(self, deployment: str, params: Mapping[str, Any], **more: Any) -> httpx.Response:
@@ -130,8 +147,8 @@ class Api:
         return self.ask("POST", f"/deployments/{found.json()['id']}/create_flow_run", body)
 
     def start_run(self, deployment: str, params: Mapping[str, Any], **more: Any) -> str:
-        """Create a run and return its id."""
-        answer = self.start(deployment, params, **more)
+        """Create a run and return its id; with a key, so that a request whose answer got lost can be repeated."""
+        answer = self.start(deployment, params, **{"idempotency_key": secrets.token_hex(8), **more})
         assert answer.is_success, answer.text
         return str(answer.json()["id"])
 
@@ -191,6 +208,11 @@ class Api:
         """Return the names of a pool's workers that are there."""
         found = self.ask("POST", f"/work_pools/{pool}/workers/filter", {}).json()
         return [worker["name"] for worker in found if worker["status"] == "ONLINE"]
+
+    def offered_to_workers(self, pool: str, before: str) -> list[str]:
+        """Return the runs that a pool's workers would get if they asked for all that is due before a time."""
+        answer = self.ask("POST", f"/work_pools/{pool}/get_scheduled_flow_runs", {"scheduled_before": before})
+        return [found["flow_run"]["id"] for found in answer.json()]
 
     def _told(self, flow_run_id: str) -> str:
         run = self.run(flow_run_id)
