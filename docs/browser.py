@@ -32,6 +32,7 @@ FLAGS: Final = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 )
 _START_TIMEOUT_S: Final = 60.0
+_SETTLE_S: Final = 6.0
 _MAX_MESSAGE: Final = 2**26
 
 
@@ -69,7 +70,7 @@ class Browser:
         self.wait_for(text, timeout_s)
 
     def wait_for(self, text: str, timeout_s: float = 60.0) -> None:
-        """Wait until the page shows a text, and a moment longer for the rest to settle.
+        """Wait until the page shows a text, and longer for the rest to settle: drawings have no text.
 
         Raises:
             TimeoutError: It does not.
@@ -79,6 +80,21 @@ class Browser:
             if time.monotonic() > deadline_s:
                 raise TimeoutError(f"The page does not show {text!r}.")
             time.sleep(0.5)
+        time.sleep(_SETTLE_S)
+
+    def click(self, text: str) -> None:
+        """Click on the last and innermost element with exactly this text, and wait a moment.
+
+        Raises:
+            LookupError: There is none.
+        """
+        script = (
+            "(() => { const found = [...document.querySelectorAll('body *')]"
+            f".filter(e => e.innerText && e.innerText.trim() === {json.dumps(text)}).pop();"
+            " if (found) found.click(); return Boolean(found); })()"
+        )
+        if not self.evaluate(script):
+            raise LookupError(f"The page has nothing to click named {text!r}.")
         time.sleep(3.0)
 
     def photograph(self, path: Path, wh: tuple[int, int], max_bytes: int) -> None:

@@ -21,8 +21,11 @@ from reconflow.quality.report import MeshQuality, QualityReport, ViewQuality
 from reconflow.stage_results import CamerasResult, DatasetResult, PreviewResult, QualityResult, RunSummary
 from tasks.ending_pages import cancelled_page, failure_page, summary_page
 
-THUMBNAIL_PX: Final = 240
+PICTURE_PX: Final = 360
+THUMBNAIL_PX: Final = 200
+"""Three beside each other are as wide as a page."""
 PICTURES_PER_ROW: Final = 3
+MIN_SHIFT_PX: Final = 0.5
 _METHODS: Final = {
     "given": "the dataset or the request, and checked against the pictures",
     "depth": "the depth renders and silhouettes",
@@ -42,7 +45,7 @@ def show_dataset(model: str, dataset: DatasetResult) -> None:
 
 
 def show_cameras(model: str, cameras: CamerasResult) -> None:
-    """Show the field of view, how sure it is, and which photos lie off their depth renders."""
+    """Show the field of view, how sure it is, and which photos evidently lie off their depth renders."""
     rows = [f"| field of view | {cameras.fov_x_deg:.2f}° |", f"| found from | {_METHODS[cameras.method]} |"]
     if cameras.method != "given":
         rows.insert(1, f"| known to | ±{cameras.fov_uncertainty_deg:.2f}° |")
@@ -50,8 +53,9 @@ def show_cameras(model: str, cameras: CamerasResult) -> None:
     rows += [
         f"| photo of {view} | {right:+.1f} px right, {down:+.1f} px down of its depth render |"
         for view, (right, down) in cameras.photo_shifts_px.items()
+        if max(abs(right), abs(down)) >= MIN_SHIFT_PX
     ]
-    table = "\n".join(["| | |", "|---|---|", *rows])
+    table = "\n".join(["| cameras | |", "|---|---|", *rows])
     page = "\n\n".join([table, *_notes(cameras.warnings)])
     create_markdown_artifact(page, key=f"{model}-cameras", description="Cameras")
 
@@ -107,18 +111,19 @@ def _mesh_facts(mesh: MeshQuality) -> dict[str, str]:
 
 def show_previews(model: str, previews: PreviewResult, root: Path) -> None:
     """Show the textured previews: the first as a picture, all of them as one page."""
-    urls = {
-        Path(ref.path).stem.removeprefix("textured_"): _thumbnail(root / ref.path)
+    paths = {
+        Path(ref.path).stem.removeprefix("textured_"): root / ref.path
         for ref in previews.files
         if Path(ref.path).name.startswith("textured_")
     }
-    if not urls:
+    if not paths:
         return
-    view, url = next(iter(urls.items()))
-    create_image_artifact(url, key=f"{model}-preview", description=f"The textured mesh, seen from: {view}.")
-    create_markdown_artifact(
-        _picture_table(urls), key=f"{model}-previews", description="The textured mesh from every camera"
+    view, path = next(iter(paths.items()))
+    create_image_artifact(
+        _thumbnail(path, PICTURE_PX), key=f"{model}-preview", description=f"The textured mesh, seen from: {view}."
     )
+    page = _picture_table({view: _thumbnail(path, THUMBNAIL_PX) for view, path in paths.items()})
+    create_markdown_artifact(page, key=f"{model}-previews", description="The textured mesh from every camera")
 
 
 def _picture_table(urls: dict[str, str]) -> str:
@@ -153,6 +158,6 @@ def _notes(warnings: Sequence[str]) -> list[str]:
     return [f"**Note:** {warning}" for warning in warnings]
 
 
-def _thumbnail(path: Path) -> str:
+def _thumbnail(path: Path, width: int) -> str:
     with Image.open(path) as image:
-        return thumbnail_url(np.asarray(image.convert("RGB")), THUMBNAIL_PX)
+        return thumbnail_url(np.asarray(image.convert("RGB")), width)

@@ -23,8 +23,8 @@ from reconflow.stage_results import RunSummary
 from reconflow.storage.locations import scheme_of
 from tasks.forecast import duration_text
 
-_SAME = "**Retry** on this page repeats the run with the same parameters"
-_OTHER = "**Copy to new run** in the menu of this page opens the form with the same parameters to change"
+_SAME = "**Retry** on the run's page repeats the run with the same parameters"
+_OTHER = "**Copy to new run** in its menu opens the form with the same parameters to change"
 _KEPT = "finished stages are not repeated"
 _NEXT_STEPS: Final[tuple[tuple[type[ReconflowError], str], ...]] = (
     (QualityThresholdError, f"Judge the pictures of `…-previews` and the numbers of `…-quality`. {_OTHER}."),
@@ -73,10 +73,10 @@ def _results_text(run_id: str, store: str) -> str:
     where = f"The results are in `{store.rstrip('/')}/runs/{run_id}`" + (
         ", a folder of the machine that ran this." if local else "."
     )
-    commands = [f"reconflow fetch {run_id} --out {store}     # copy all files, checked"]
+    ways = [f"* `reconflow fetch {run_id} --out {store}` copies all files and checks them."]
     if not local:
-        commands.append(f"reconflow link {run_id} --out {store}      # a link for a browser, for an hour")
-    return f"{where} To get them:\n\n```\n" + "\n".join(commands) + "\n```"
+        ways.append(f"* `reconflow link {run_id} --out {store}` prints a link to the archive, which works for an hour.")
+    return f"{where} To get them:\n\n" + "\n".join(ways)
 
 
 def failure_page(error: ReconflowError, run_id: str | None = None) -> str:

@@ -85,7 +85,7 @@ class RunReporter:
         self.forecast.move_to(step / total)
         if self._clock() - self._sent_at_s >= UPDATE_INTERVAL_S:
             shown = min(self.forecast.fraction, MOST_BEFORE_THE_END)
-            self._send(100.0 * shown, self.forecast.page(message))
+            self._send(round(100.0 * shown, 1), self.forecast.page(message))
             self._sent_at_s = self._clock()
 
     def close(self, error: BaseException | None) -> None:
@@ -97,7 +97,7 @@ class RunReporter:
         if error is None:
             self._send(100.0, self.forecast.closing_page("Done", completed=True), insisting=True)
             return
-        shown = 100.0 * min(self.forecast.fraction, MOST_BEFORE_THE_END)
+        shown = round(100.0 * min(self.forecast.fraction, MOST_BEFORE_THE_END), 1)
         page = self.forecast.closing_page(*_ending(error), completed=False)
         self._send(shown, page, insisting=isinstance(error, Exception))  # else there are seconds left before a kill
 
