@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 
 from reconflow.errors import ModelError
+from reconflow.reconviagen.elementwise import TanhGELU
+from reconflow.reconviagen.linear import Linear
 
 
 class LayerNorm32(nn.LayerNorm):
@@ -100,9 +102,9 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, num_heads: int, *, qk_rms_norm: bool = False) -> None:
         super().__init__()
         self.num_heads = check_heads(channels, num_heads)
-        self.to_qkv = nn.Linear(channels, 3 * channels)
+        self.to_qkv = Linear(channels, 3 * channels)
         self.q_rms_norm, self.k_rms_norm = query_key_norms(channels, num_heads, wanted=qk_rms_norm)
-        self.to_out = nn.Linear(channels, channels)
+        self.to_out = Linear(channels, channels)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of tokens [..., C], each [..., heads, C / heads], normed where the network does."""
@@ -121,10 +123,10 @@ class CrossAttention(nn.Module):
     def __init__(self, channels: int, context_channels: int, num_heads: int, *, qk_rms_norm: bool = False) -> None:
         super().__init__()
         self.num_heads = check_heads(channels, num_heads)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_kv = nn.Linear(context_channels, 2 * channels)
+        self.to_q = Linear(channels, channels)
+        self.to_kv = Linear(context_channels, 2 * channels)
         self.q_rms_norm, self.k_rms_norm = query_key_norms(channels, num_heads, wanted=qk_rms_norm)
-        self.to_out = nn.Linear(channels, channels)
+        self.to_out = Linear(channels, channels)
 
     def project(self, context: Tensor) -> KeysValues:
         """Keys and values of context tokens [B, T, context channels]; they serve every step of a sampler."""
@@ -175,7 +177,7 @@ class FeedForward(nn.Module):
     def __init__(self, channels: int, ratio: float = 4.0) -> None:
         super().__init__()
         hidden = int(channels * ratio)
-        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.GELU("tanh"), nn.Linear(hidden, channels))
+        self.mlp = nn.Sequential(Linear(channels, hidden), TanhGELU(), Linear(hidden, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform every token of [..., C]."""
@@ -256,7 +258,7 @@ class ModulatedCrossBlock(CrossBlock):
 
 def modulation_network(channels: int) -> nn.Sequential:
     """The network from a time's embedding to shift, scale and gate of attention and MLP."""
-    return nn.Sequential(nn.SiLU(), nn.Linear(channels, 6 * channels))
+    return nn.Sequential(nn.SiLU(), Linear(channels, 6 * channels))
 
 
 def prepare_contexts(blocks: Iterable[nn.Module], context: Context) -> list[Context]:

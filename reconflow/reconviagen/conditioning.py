@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from reconflow.errors import ValidationFailedError
 from reconflow.reconviagen.attention import CrossBlock, convert_torso, heads_from, torso_dtype
 from reconflow.reconviagen.configuration import refuse_other_than
+from reconflow.reconviagen.linear import Linear
 
 LAYERS = (4, 11, 17, 23)
 """Blocks of VGGT's aggregator whose tokens are read, one for each block of the conditioners."""
@@ -92,7 +93,7 @@ class ModulatedSLATMultiViewCond(nn.Module):
     ) -> None:
         super().__init__()
         self.ctx_channels = ctx_channels
-        self.linear_blocks = nn.ModuleList(nn.Sequential(nn.Linear(ctx_channels, channels), nn.ReLU()) for _ in LAYERS)
+        self.linear_blocks = nn.ModuleList(nn.Sequential(Linear(ctx_channels, channels), nn.ReLU()) for _ in LAYERS)
         if use_fp16:
             self.convert_to(torch.float16)
 

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from reconflow.reconviagen.linear import Linear
+
 _MAX_PERIOD = 10000.0
 
 
@@ -60,7 +62,7 @@ class TimestepEmbedder(nn.Module):
     def __init__(self, channels: int, frequency_channels: int = 256) -> None:
         super().__init__()
         self.frequency_channels = frequency_channels
-        self.mlp = nn.Sequential(nn.Linear(frequency_channels, channels), nn.SiLU(), nn.Linear(channels, channels))
+        self.mlp = nn.Sequential(Linear(frequency_channels, channels), nn.SiLU(), Linear(channels, channels))
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed [B] times as [B, channels], in float32 like the weights."""

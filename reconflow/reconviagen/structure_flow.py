@@ -23,6 +23,7 @@ from reconflow.reconviagen.attention import (
 )
 from reconflow.reconviagen.configuration import refuse_other_than
 from reconflow.reconviagen.embeddings import TimestepEmbedder, grid_position_embedding
+from reconflow.reconviagen.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class SparseStructureFlowModel(nn.Module):
         self.t_embedder = TimestepEmbedder(model_channels)
         self.adaLN_modulation = modulation_network(model_channels) if share_mod else None
         self.register_buffer("pos_emb", grid_position_embedding(resolution // patch_size, model_channels))
-        self.input_layer = nn.Linear(in_channels * patch_size**3, model_channels)
+        self.input_layer = Linear(in_channels * patch_size**3, model_channels)
         self.blocks = nn.ModuleList(
             ModulatedCrossBlock(
                 model_channels,
@@ -88,7 +89,7 @@ class SparseStructureFlowModel(nn.Module):
             )
             for _ in range(num_blocks)
         )
-        self.out_layer = nn.Linear(model_channels, out_channels * patch_size**3)
+        self.out_layer = Linear(model_channels, out_channels * patch_size**3)
         if use_fp16:
             self.convert_to(torch.float16)
 

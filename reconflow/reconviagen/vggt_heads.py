@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from reconflow.reconviagen.attention import plain_layer_norm
+from reconflow.reconviagen.linear import Linear
 from reconflow.reconviagen.vit import ViTBlock, ViTMlp
 
 POSE_CHANNELS = 9
@@ -36,8 +37,8 @@ class CameraHead(nn.Module):
         )
         self.token_norm = nn.LayerNorm(channels, eps=1e-5)
         self.trunk_norm = nn.LayerNorm(channels, eps=1e-5)
-        self.embed_pose = nn.Linear(POSE_CHANNELS, channels)
-        self.poseLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(channels, 3 * channels))
+        self.embed_pose = Linear(POSE_CHANNELS, channels)
+        self.poseLN_modulation = nn.Sequential(nn.SiLU(), Linear(channels, 3 * channels))
         self.pose_branch = ViTMlp(channels, channels // 2, POSE_CHANNELS)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -9,9 +9,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 
 from reconflow.errors import ModelError, ValidationFailedError
+from reconflow.reconviagen.linear import linear
 
 _POSITION_GAIN = 0.1
 _POSITION_BASE = 100.0
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """A 1×1 convolution, computed as a linear layer over the channels."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 1)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name of the base class
+        """Transform [B, C, H, W]."""
+        return linear(input.movedim(1, -1), self.weight[:, :, 0, 0], self.bias).movedim(-1, 1)
 
 
 class ResidualUnit(nn.Module):
@@ -34,7 +46,7 @@ class FusionBlock(nn.Module):
 
     def __init__(self, channels: int, *, takes_finer: bool) -> None:
         super().__init__()
-        self.out_conv = nn.Conv2d(channels, channels, 1)
+        self.out_conv = PointwiseConv2d(channels, channels)
         if takes_finer:
             self.resConfUnit1 = ResidualUnit(channels)
         self.resConfUnit2 = ResidualUnit(channels)
@@ -60,7 +72,7 @@ class FusionPyramid(nn.Module):
         self.refinenet4 = FusionBlock(channels, takes_finer=False)
         self.output_conv1 = nn.Conv2d(channels, channels // 2, 3, padding=1)
         self.output_conv2 = nn.Sequential(
-            nn.Conv2d(channels // 2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, output_dim, 1)
+            nn.Conv2d(channels // 2, 32, 3, padding=1), nn.ReLU(), PointwiseConv2d(32, output_dim)
         )
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
@@ -100,7 +112,7 @@ class PointHead(nn.Module):
         self.patch_size = patch_size
         self.layers = tuple(intermediate_layer_idx)
         self.norm = nn.LayerNorm(dim_in, eps=1e-5)
-        self.projects = nn.ModuleList(nn.Conv2d(dim_in, width, 1) for width in out_channels)
+        self.projects = nn.ModuleList(PointwiseConv2d(dim_in, width) for width in out_channels)
         finest, finer, _, coarsest = out_channels
         self.resize_layers = nn.ModuleList(
             [

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from reconflow.reconviagen.attention import attend, check_heads, split_heads
+from reconflow.reconviagen.linear import Linear
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -46,10 +47,10 @@ class ViTAttention(nn.Module):
         super().__init__()
         self.num_heads = check_heads(channels, num_heads)
         head_channels = channels // num_heads
-        self.qkv = nn.Linear(channels, 3 * channels)
+        self.qkv = Linear(channels, 3 * channels)
         self.q_norm = nn.LayerNorm(head_channels, eps=1e-5) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(head_channels, eps=1e-5) if qk_norm else nn.Identity()
-        self.proj = nn.Linear(channels, channels)
+        self.proj = Linear(channels, channels)
 
     def forward(self, x: Tensor, rotary: RotaryTable | None = None) -> Tensor:
         """Attend within each item of [B, L, C]."""
@@ -66,9 +67,9 @@ class ViTMlp(nn.Module):
 
     def __init__(self, channels: int, hidden: int, out_channels: int | None = None) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, hidden)
+        self.fc1 = Linear(channels, hidden)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, channels if out_channels is None else out_channels)
+        self.fc2 = Linear(hidden, channels if out_channels is None else out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform every token of [..., C]."""
