@@ -143,6 +143,10 @@ def test_a_cancelled_run_is_a_cancelled_state(
     flow_run = flow_run_of(tmp_path)
     assert flow_run.state.is_cancelled()
     assert task_states_of(flow_run).keys() == {"validate", "transforms", "load", "infer"}
+    shown = artifacts_of(flow_run)
+    assert shown["nvdiffrec-progress"].data < 100
+    assert shown["nvdiffrec-progress"].description.startswith("**Cancelled** in infer")
+    assert "Enough." in shown["nvdiffrec-failure"].data
 
 
 def test_a_second_attempt_shows_what_it_did_not_have_to_do_again(
