@@ -35,6 +35,8 @@ class ErrorCode(StrEnum):
     MODEL_OOM = "MODEL_OOM"
     MODEL_VRAM_OOM = "MODEL_VRAM_OOM"
     MODEL_CONVERGENCE_FAILED = "MODEL_CONVERGENCE_FAILED"
+    WEIGHTS_MISSING = "WEIGHTS_MISSING"
+    WEIGHTS_INVALID = "WEIGHTS_INVALID"
     QUALITY_THRESHOLD_FAILED = "QUALITY_THRESHOLD_FAILED"
     INCOMPLETE_RESULTS = "INCOMPLETE_RESULTS"
     # resource
@@ -201,6 +203,24 @@ class ModelOutOfMemoryError(ModelError):
     """A stage ran out of main memory."""
 
     code = ErrorCode.MODEL_OOM
+
+
+class ModelGpuOutOfMemoryError(ModelError):
+    """A stage ran out of the GPU's memory."""
+
+    code = ErrorCode.MODEL_VRAM_OOM
+
+
+class WeightsMissingError(ModelError):
+    """Files with a model's weights are not where they were looked for."""
+
+    code = ErrorCode.WEIGHTS_MISSING
+
+
+class WeightsInvalidError(ModelError):
+    """Files with a model's weights are damaged, changed, or those of another model; details list every fault."""
+
+    code = ErrorCode.WEIGHTS_INVALID
 
 
 class ModelConvergenceError(ModelError):

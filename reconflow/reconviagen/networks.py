@@ -1,0 +1,209 @@
+"""Where the networks of the pipeline come from: published weights, one network in memory at a time, or given modules.
+
+A provider opens one network after the other; when the block ends, the network's memory is free. What is done with
+them is in `inference`.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import torch
+from torch import nn
+
+from reconflow.errors import WeightsInvalidError
+from reconflow.reconviagen.checkpoints import build_network, fill_network, opened_safetensors, read_pth, unusual_buffers
+from reconflow.reconviagen.dinov2 import DinoVisionTransformer
+from reconflow.reconviagen.preprocess import RESOLUTION
+from reconflow.reconviagen.vggt_aggregator import IGNORED_PREFIXES, VGGT
+from reconflow.reconviagen.weights import (
+    DINOV2_FILE,
+    PIPELINE_FILE,
+    VGGT_CONFIG,
+    VGGT_FILE,
+    WeightsFolder,
+    invalid_error,
+    missing_error,
+    read_json,
+)
+
+_VGGT_ARGUMENTS: Final = ("img_size", "patch_size", "embed_dim")
+_HEADS: Final = ("camera_head.", "point_head.")
+
+
+class Role(StrEnum):
+    """What a network does in the pipeline; those of `pipeline.json` have their names there."""
+
+    VGGT = "vggt"
+    DINOV2 = "dinov2"
+    STRUCTURE_CONDITION = "sparse_structure_vggt_cond"
+    LATENT_CONDITION = "slat_vggt_cond"
+    STRUCTURE_FLOW = "sparse_structure_flow_model"
+    STRUCTURE_DECODER = "sparse_structure_decoder"
+    LATENT_FLOW = "slat_flow_model"
+    GAUSSIAN_DECODER = "slat_decoder_gs"
+    MESH_DECODER = "slat_decoder_mesh"
+
+
+@dataclass(frozen=True)
+class PipelineFacts:
+    """What belongs to the networks besides their weights.
+
+    Attributes:
+        latent_mean: Of the structured latent, one number for each channel.
+        latent_std: Like it.
+        image_size: Width and height of the images, pixels.
+        sigma_min: Noise that is left at the end of sampling.
+    """
+
+    latent_mean: tuple[float, ...]
+    latent_std: tuple[float, ...]
+    image_size: int = RESOLUTION
+    sigma_min: float = 1e-5
+
+
+class Networks(Protocol):
+    """A provider of networks."""
+
+    device: str
+    facts: PipelineFacts
+
+    def open(self, role: Role) -> AbstractContextManager[Any]:
+        """Return a network, ready to infer on the device, for the length of a block."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was unusual about the weights opened so far."""
+
+
+class GivenNetworks:
+    """Networks that are in memory and stay there.
+
+    Args:
+        modules: By role, all of them.
+        facts: What belongs to them.
+        device: Where they are.
+    """
+
+    def __init__(self, modules: Mapping[Role, nn.Module], facts: PipelineFacts, device: str = "cpu") -> None:
+        self.device, self.facts = device, facts
+        self._modules = dict(modules)
+
+    @contextmanager
+    def open(self, role: Role) -> Iterator[Any]:
+        """Return a network."""
+        yield self._modules[role]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+
+class PublishedNetworks:
+    """Networks of a folder of weights, each loaded when it is opened and dropped afterwards.
+
+    Args:
+        folder: The weights.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        WeightsMissingError: A file is missing.
+        WeightsInvalidError: `pipeline.json` is not what it should be.
+    """
+
+    def __init__(self, folder: WeightsFolder, device: str = "cpu") -> None:
+        missing = folder.missing()
+        if missing:
+            raise missing_error(missing)
+        self.device = device
+        self.facts = read_facts(folder)
+        self._folder = folder
+        self._notes: list[str] = []
+
+    @contextmanager
+    def open(self, role: Role) -> Iterator[Any]:
+        """Load a network.
+
+        Raises:
+            WeightsInvalidError: Its file is damaged, or holds other tensors than the network; all are listed.
+        """
+        network = self._load(role)
+        try:
+            yield network
+        finally:
+            network.to("meta")  # whoever still holds the module holds no memory
+            del network
+            free_memory(self.device)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which stored tables differ from their formulas."""
+        return tuple(dict.fromkeys(self._notes))
+
+    def _load(self, role: Role) -> nn.Module:
+        if role == Role.DINOV2:
+            network = _on_meta(DinoVisionTransformer)
+            state = read_pth(self._folder.need(DINOV2_FILE), DINOV2_FILE.name)
+            shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+            fill_network(network, shapes, state.__getitem__, device=self.device, source=DINOV2_FILE.name)
+            return network
+        if role == Role.VGGT:
+            config = read_json(self._folder.need(VGGT_CONFIG), VGGT_CONFIG)
+            network = _on_meta(VGGT, heads=(), **{key: config[key] for key in _VGGT_ARGUMENTS if key in config})
+            self._fill(network, self._folder.need(VGGT_FILE), VGGT_FILE.name, (*IGNORED_PREFIXES, *_HEADS))
+            return network
+        configuration, weights = self._folder.role_files(role)
+        facts = read_json(self._folder.need(configuration), configuration)
+        network = build_network(facts, device=self.device, source=configuration.name)
+        self._fill(network, self._folder.need(weights), weights.name)
+        self._notes += unusual_buffers(network)
+        return network
+
+    def _fill(self, network: nn.Module, path: Path, name: str, ignored: tuple[str, ...] = ()) -> None:
+        with opened_safetensors(path, name) as (shapes, read):
+            fill_network(network, shapes, read, device=self.device, source=name, ignored=ignored)
+
+
+def read_facts(folder: WeightsFolder) -> PipelineFacts:
+    """Read from `pipeline.json` what belongs to the networks.
+
+    Raises:
+        WeightsInvalidError: It lacks the normalisation of the structured latent, or names samplers of another kind.
+    """
+    content = read_json(folder.need(PIPELINE_FILE), PIPELINE_FILE).get("args", {})
+    try:
+        normalisation = content["slat_normalization"]
+        mean, std = (tuple(float(value) for value in normalisation[name]) for name in ("mean", "std"))
+        samplers = [content.get(f"{kind}_sampler", {}) for kind in ("sparse_structure", "slat")]
+        sigmas = {float(sampler.get("args", {}).get("sigma_min", 1e-5)) for sampler in samplers}
+        extractor = content.get("image_cond_model", "dinov2_vitl14_reg")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _bad_pipeline("the normalisation of the latent or a sampler is not as it should be") from error
+    if len(mean) != len(std) or not mean or min(std) <= 0:
+        raise _bad_pipeline("mean and standard deviation of the latent do not belong together")
+    if extractor != "dinov2_vitl14_reg" or len(sigmas) != 1:
+        raise _bad_pipeline("it asks for other image features or samplers than this implementation has")
+    return PipelineFacts(mean, std, sigma_min=sigmas.pop())
+
+
+def free_memory(device: str) -> None:
+    """Give back what dropped tensors have left."""
+    gc.collect()
+    if device != "cpu":
+        torch.cuda.empty_cache()
+
+
+def _on_meta(kind: type[nn.Module], **arguments: Any) -> nn.Module:
+    with torch.device("meta"):
+        return kind(**arguments)
+
+
+def _bad_pipeline(problem: str) -> WeightsInvalidError:
+    return invalid_error([{"file": PIPELINE_FILE.name, "message": problem}])

@@ -1,0 +1,277 @@
+"""Bringing weights to a folder of this machine: from a folder, an object store, or, only when asked for, the web.
+
+Every file appears whole or not at all, and its checksum is recorded. Which files there are is in `weights`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final, Protocol
+from urllib.parse import urlsplit
+
+from reconflow.errors import StorageUnreachableError, ValidationFailedError, WeightsMissingError
+from reconflow.outputs.files import replacing, sha256_of
+from reconflow.progress import OnProgress, ignore_progress
+from reconflow.reconviagen.weights import (
+    LOCK_NAME,
+    PIPELINE_FILE,
+    Bundle,
+    WeightFile,
+    WeightsFolder,
+    check_files,
+    invalid_error,
+    missing_error,
+    size_text,
+)
+from reconflow.storage import check_allowed, open_bucket
+from reconflow.storage.cache import cache_root
+from reconflow.storage.locations import scheme_of
+
+PUBLISHED: Final = "https"
+"""The word for the addresses where the files are published."""
+_CHUNK_BYTES: Final = 4 << 20
+_TIMEOUT_S: Final = 60.0
+
+
+class WeightSource(Protocol):
+    """Where files come from."""
+
+    def copy(self, file: WeightFile, target: Path, on_progress: OnProgress) -> bool:
+        """Bring a file to `target`; False when it is not there."""
+
+
+@dataclass(frozen=True)
+class FetchReport:
+    """What a fetch did.
+
+    Attributes:
+        fetched: Files that were brought.
+        present: Files that were there already.
+        licences: Licence by source, of everything there now.
+        accepted: Sources whose restricting licences were accepted.
+    """
+
+    fetched: tuple[str, ...]
+    present: tuple[str, ...]
+    licences: dict[str, str]
+    accepted: tuple[str, ...]
+
+
+def default_folder() -> Path:
+    """Return the folder of the machine's cache where weights are kept unless another one is named."""
+    return cache_root() / "weights" / "reconviagen"
+
+
+def fetch_weights(
+    places: Sequence[str], into: Path, *, accept_licence: bool = False, on_progress: OnProgress = ignore_progress
+) -> FetchReport:
+    """Bring every file that is missing in a folder, and record the checksums.
+
+    Args:
+        places: Folders, `s3://bucket/prefix`, `https` for the published addresses, or the https address of a copy;
+            each file comes from the first place that has it.
+        into: The folder of weights.
+        accept_licence: Whether the licences that restrict use have been read and are accepted.
+        on_progress: Hears of every piece; may raise `Cancelled`.
+
+    Raises:
+        ValidationFailedError: A restricting licence is not accepted, or a place is of an unknown kind.
+        WeightsMissingError: No place has a file.
+        WeightsInvalidError: A file is not what it has to be.
+    """
+    sources, folder = [open_source(place) for place in places], WeightsFolder(into)
+    fetched: list[str] = []
+    if folder.find(PIPELINE_FILE) is None:
+        _bring(PIPELINE_FILE, sources, folder, on_progress)
+        fetched.append(PIPELINE_FILE.name)
+    files, lock = folder.files(), folder.lock
+    wanted = [file for file in files if folder.find(file) is None]
+    restricted = [bundle for bundle in folder.bundles() if bundle.restricted and bundle.source not in lock.accepted]
+    if restricted and not accept_licence:
+        raise licence_error(restricted)
+    lock.accepted += [bundle.source for bundle in restricted]
+    for file in wanted:
+        lock.record(file, *_bring(file, sources, folder, on_progress))
+        fetched.append(file.name)
+        lock.write()
+    lock.write()
+    check_files(folder, thoroughly=False, on_progress=on_progress)
+    return FetchReport(
+        tuple(fetched),
+        tuple(file.name for file in files if file.name not in fetched),
+        {bundle.source: bundle.licence for bundle in folder.bundles()},
+        tuple(sorted(set(lock.accepted))),
+    )
+
+
+def resolve_weights(location: str | None, on_progress: OnProgress = ignore_progress) -> WeightsFolder:
+    """Return the local folder of weights; those in an object store are fetched to the machine's cache first.
+
+    Args:
+        location: A folder or `s3://bucket/prefix`; None for the folder of the machine's cache.
+        on_progress: Hears of what is fetched; may raise `Cancelled`.
+
+    Raises:
+        ValidationFailedError: The location is of another kind, or not allowed here.
+        WeightsMissingError: Files are missing there.
+    """
+    if location is None:
+        return WeightsFolder(default_folder())
+    scheme = scheme_of(location)
+    if scheme is None:
+        check_allowed(location)
+        return WeightsFolder(Path(location).expanduser())
+    if scheme != "s3":
+        raise ValidationFailedError(
+            f"Weights cannot be used from {scheme}:// locations.",
+            suggestion="Give a folder or s3://bucket/prefix; bring others here with `reconflow weights fetch`.",
+            scheme=scheme,
+        )
+    into = cache_root() / "weights" / hashlib.sha256(location.rstrip("/").encode("utf-8")).hexdigest()[:16]
+    folder = WeightsFolder(into)
+    if folder.find(PIPELINE_FILE) is None or folder.missing():
+        fetch_weights([location], into, accept_licence=True, on_progress=on_progress)  # whoever put them there did
+    return folder
+
+
+def open_source(place: str) -> WeightSource:
+    """Return the source that a place names; reads and sends nothing.
+
+    Raises:
+        ValidationFailedError: It is of an unknown kind.
+    """
+    scheme = scheme_of(place)
+    if place == PUBLISHED:
+        return WebSource(None)
+    if scheme is None:
+        check_allowed(place)
+        return FolderSource(WeightsFolder(Path(place).expanduser()))
+    if scheme == "s3":
+        return BucketSource(place)
+    if scheme == "https" or (scheme == "http" and urlsplit(place).hostname in ("localhost", "127.0.0.1", "::1")):
+        return WebSource(place.rstrip("/"))
+    raise ValidationFailedError(
+        f"Weights cannot be fetched from {scheme}:// addresses.",
+        suggestion="Give a folder, s3://bucket/prefix, an https address, or the word https for the published files.",
+        scheme=scheme,
+    )
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """A folder of weights, or a Hugging Face snapshot or cache."""
+
+    folder: WeightsFolder
+
+    def copy(self, file: WeightFile, target: Path, on_progress: OnProgress) -> bool:
+        """Copy a file."""
+        found = self.folder.find(file)
+        if found is None:
+            return False
+        with found.open("rb") as stream, replacing(target) as copied:
+            _pour(stream, copied, found.stat().st_size, file, on_progress)
+        return True
+
+
+@dataclass(frozen=True)
+class BucketSource:
+    """A prefix of an object store, one folder per bundle below it."""
+
+    uri: str
+
+    def copy(self, file: WeightFile, target: Path, on_progress: OnProgress) -> bool:
+        """Fetch an object."""
+        location, bucket = open_bucket(self.uri)
+        from reconflow.storage.transfer import Download, download_files
+
+        key = location.key(*file.name.split("/"))
+        facts = bucket.head(key)
+        if facts is None:
+            return False
+        on_progress(0, 1, f"fetching {file.name} ({size_text(facts['ContentLength'])})")
+        download_files(bucket, [Download(key, target)])
+        return True
+
+
+@dataclass(frozen=True)
+class WebSource:
+    """The addresses where the files are published, or a copy of them with one folder per bundle."""
+
+    base: str | None
+
+    def copy(self, file: WeightFile, target: Path, on_progress: OnProgress) -> bool:
+        """Download a file."""
+        url = file.bundle.url(file.path) if self.base is None else f"{self.base}/{file.name}"
+        host = urlsplit(url).hostname
+        try:
+            with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer, replacing(target) as stream:  # noqa: S310 - the scheme was checked
+                size = int(answer.headers.get("Content-Length") or file.about_bytes)
+                got = _pour(answer, stream, size, file, on_progress)
+                if answer.headers.get("Content-Length") is not None and got != size:
+                    raise _unreachable(file, host, "the connection was cut")
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return False
+            raise _unreachable(file, host, f"it answered {error.code}") from error
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            raise _unreachable(file, host, type(error).__name__) from error
+        return True
+
+
+def licence_error(bundles: Sequence[Bundle]) -> ValidationFailedError:
+    """Return the error that names the licences which have to be accepted."""
+    named = "; ".join(f"{bundle.title} ({bundle.source}): {bundle.licence}" for bundle in bundles)
+    return ValidationFailedError(
+        f"The licence of some weights restricts what they may be used for. {named}.",
+        suggestion="Read the licence at its source; if your use is allowed, run the same command with "
+        "--accept-licence.",
+        licences={bundle.source: bundle.licence for bundle in bundles},
+    )
+
+
+def _bring(
+    file: WeightFile, sources: Sequence[WeightSource], folder: WeightsFolder, on_progress: OnProgress
+) -> tuple[Path, str]:
+    """Bring a file from the first place that has it; return where it is now and its checksum."""
+    target = folder.root / file.name
+    if not any(source.copy(file, target, on_progress) for source in sources):
+        raise _nowhere(file)
+    sha256 = sha256_of(target)
+    size = target.stat().st_size
+    if file.size not in (None, size) or file.sha256 not in (None, sha256):
+        target.unlink()
+        raise invalid_error([{"file": file.name, "message": f"{size} bytes that are not the published ones"}])
+    return target, sha256
+
+
+def _nowhere(file: WeightFile) -> WeightsMissingError:
+    error = missing_error([file])
+    error.suggestion = (
+        f"Name a place with --from that has {file.name}: a folder, a Hugging Face snapshot, an s3:// address, or the "
+        f"word https. What is there already stays, as {LOCK_NAME} records."
+    )
+    return error
+
+
+def _pour(source: IO[bytes], target: IO[bytes], size: int, file: WeightFile, on_progress: OnProgress) -> int:
+    """Copy a stream; return how many bytes it had."""
+    done = 0
+    while chunk := source.read(_CHUNK_BYTES):
+        target.write(chunk)
+        done += len(chunk)
+        on_progress(done, max(size, done), f"fetching {file.name} ({size_text(size)})")
+    return done
+
+
+def _unreachable(file: WeightFile, host: str | None, why: str) -> StorageUnreachableError:
+    return StorageUnreachableError(
+        f"{file.name} could not be fetched from {host}: {why}.",
+        suggestion="Check the connection and run the same command again; files that are complete stay.",
+        file=file.name,
+    )

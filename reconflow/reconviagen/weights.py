@@ -1,0 +1,419 @@
+"""Which files the published model consists of, where they lie in a folder, and what is known of them.
+
+Sizes and licences are what their sources state; a checksum is never assumed: the first fetch or use of a file records
+it in `weights.lock.json` beside the files, and every later one is compared. How files get here is in `weight_sources`,
+what is in them in `checkpoints`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from reconflow.errors import WeightsInvalidError, WeightsMissingError
+from reconflow.outputs.files import sha256_of, write_json
+from reconflow.progress import OnProgress, ignore_progress
+
+LOCK_NAME: Final = "weights.lock.json"
+PIPELINE_ROLES: Final = (
+    "sparse_structure_vggt_cond",
+    "slat_vggt_cond",
+    "sparse_structure_flow_model",
+    "sparse_structure_decoder",
+    "slat_flow_model",
+    "slat_decoder_gs",
+    "slat_decoder_mesh",
+)
+"""The networks that `pipeline.json` places; other entries there are not used."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Files from one source under one licence.
+
+    Attributes:
+        name: Of its folder in a folder of weights.
+        title: For people.
+        source: Hugging Face repository `owner/name`, or a web address.
+        revision: Of the repository.
+        licence: As its source states it.
+        restricted: Whether the licence restricts use, so that a person has to accept it.
+    """
+
+    name: str
+    title: str
+    source: str
+    licence: str
+    restricted: bool = False
+    revision: str = "main"
+
+    @property
+    def is_repository(self) -> bool:
+        """Whether the source is a repository on Hugging Face."""
+        return "://" not in self.source
+
+    def url(self, path: str) -> str:
+        """Return where a file of the bundle is published."""
+        if self.is_repository:
+            return f"https://huggingface.co/{self.source}/resolve/{self.revision}/{path}"
+        return f"{self.source}/{path}"
+
+
+GENERATOR: Final = Bundle(
+    "trellis-vggt-v0-2",
+    "ReconViaGen v0.2",
+    "Stable-X/trellis-vggt-v0-2",
+    "MIT, as the code of TRELLIS and ReconViaGen; the weights' own page has the last word",
+    revision="647659a5ad5fbf67e22793e7b5e2cee4b30c5d13",
+)
+VGGT: Final = Bundle(
+    "vggt-object-v0-1",
+    "VGGT, tuned on objects",
+    "Stable-X/vggt-object-v0-1",
+    "Meta's VGGT licence, whose first release allows non-commercial use only; a tuned copy inherits what applies",
+    restricted=True,
+)
+DINOV2: Final = Bundle(
+    "dinov2",
+    "DINOv2 ViT-L/14 with registers",
+    "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14",
+    "Apache-2.0",
+)
+BUNDLES: Final = (GENERATOR, VGGT, DINOV2)
+_TRELLIS: Final = "microsoft/TRELLIS-image-large"
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One file of the model.
+
+    Attributes:
+        bundle: What it belongs to.
+        path: In the bundle, with forward slashes.
+        about_bytes: Its size, roughly, for people.
+        size: Its size where the source states it exactly.
+        sha256: Where the source states it; None for every file today.
+    """
+
+    bundle: Bundle
+    path: str
+    about_bytes: int
+    size: int | None = None
+    sha256: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The file in a folder of weights."""
+        return f"{self.bundle.name}/{self.path}"
+
+
+PIPELINE_FILE: Final = WeightFile(GENERATOR, "pipeline.json", 3_000)
+VGGT_CONFIG: Final = WeightFile(VGGT, "config.json", 1_000)
+VGGT_FILE: Final = WeightFile(VGGT, "model.safetensors", 5_026_400_000)
+DINOV2_FILE: Final = WeightFile(DINOV2, "dinov2_vitl14_reg4_pretrain.pth", 1_217_607_321, size=1_217_607_321)
+_PUBLISHED: Final[Mapping[str, tuple[str, int]]] = {
+    "sparse_structure_vggt_cond": ("ckpts/ss_vggt_cond", 176_340_384),
+    "slat_vggt_cond": ("ckpts/slat_vggt_cond", 25_174_768),
+    "sparse_structure_flow_model": ("ckpts/ss_flow_img_dit_L_16l8_fp16", 1_130_770_840),
+    "sparse_structure_decoder": ("ckpts/ss_dec_conv3d_16l8_fp16", 147_591_972),
+    "slat_flow_model": ("ckpts/slat_flow_img_dit_L_64l8p2_fp16", 1_203_755_136),
+    "slat_decoder_gs": ("ckpts/slat_dec_gs_swin8_B_64l8gs32_fp16", 171_450_952),
+    "slat_decoder_mesh": ("ckpts/slat_dec_mesh_swin8_B_64l8m256c_fp16", 181_903_412),
+}
+"""The stem of each network's files where the published `pipeline.json` places it, and the size of its weights."""
+
+
+def network_files(stem: str, about_bytes: int = 0) -> tuple[WeightFile, WeightFile]:
+    """Return configuration and weights of a stem as `pipeline.json` writes it: `ckpts/x` or `owner/repo/ckpts/x`.
+
+    Raises:
+        WeightsInvalidError: The stem leads out of its folder.
+    """
+    parts = stem.split("/")
+    if not stem.isprintable() or any(part in ("", ".", "..") for part in parts) or "\\" in stem or ":" in stem:
+        raise WeightsInvalidError(
+            f"pipeline.json places a network at {stem[:100]!r}, which is no path below the weights.",
+            suggestion="Fetch the published pipeline.json again.",
+            faults=[{"file": PIPELINE_FILE.name, "message": "a path leads out of the folder"}],
+        )
+    bundle = GENERATOR
+    if parts[0] != "ckpts" and len(parts) > 2:
+        repository, stem = "/".join(parts[:2]), "/".join(parts[2:])
+        bundle = _other_repository(repository)
+    return WeightFile(bundle, f"{stem}.json", 1_000), WeightFile(bundle, f"{stem}.safetensors", about_bytes)
+
+
+def _other_repository(repository: str) -> Bundle:
+    if repository == GENERATOR.source:
+        return GENERATOR
+    name = repository.split("/")[1]
+    if repository == _TRELLIS:
+        return Bundle(name, "TRELLIS", repository, "MIT")
+    return Bundle(name, name, repository, "unknown here; read its page", restricted=True)
+
+
+class WeightsFolder:
+    """A local folder with weights: one folder per bundle, or caches of Hugging Face and torch hub as they are.
+
+    Args:
+        root: The folder; it need not exist.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def find(self, file: WeightFile) -> Path | None:
+        """Return where a file is; None when it is nowhere here."""
+        return next((path for path in self._candidates(file) if path.is_file()), None)
+
+    def need(self, file: WeightFile) -> Path:
+        """Return where a file is.
+
+        Raises:
+            WeightsMissingError: It is nowhere; what is missing altogether is said.
+        """
+        found = self.find(file)
+        if found is None:
+            raise missing_error(self.missing() or [file])
+        return found
+
+    def files(self) -> list[WeightFile]:
+        """Return every file that the model needs, as far as the `pipeline.json` here, or the published one, says.
+
+        Raises:
+            WeightsInvalidError: `pipeline.json` is not what it should be.
+        """
+        return [
+            PIPELINE_FILE,
+            *(file for role in PIPELINE_ROLES for file in self.role_files(role)),
+            VGGT_CONFIG,
+            VGGT_FILE,
+            DINOV2_FILE,
+        ]
+
+    def role_files(self, role: str) -> tuple[WeightFile, WeightFile]:
+        """Return configuration and weights of a network that `pipeline.json` places."""
+        stem, about = _PUBLISHED[role]
+        placed = self.find(PIPELINE_FILE)
+        if placed is not None:
+            models = read_json(placed, PIPELINE_FILE).get("args", {}).get("models", {})
+            if not isinstance(models.get(role), str):
+                raise WeightsInvalidError(
+                    f"pipeline.json places no {role}.",
+                    suggestion=f"Fetch the weights of {GENERATOR.source}; those of TRELLIS lack VGGT's conditions.",
+                    faults=[{"file": PIPELINE_FILE.name, "message": f"no entry {role}"}],
+                )
+            stem = models[role]
+        return network_files(stem, about)
+
+    def missing(self) -> list[WeightFile]:
+        """Return the files that are nowhere here."""
+        return [file for file in self.files() if self.find(file) is None]
+
+    def bundles(self) -> list[Bundle]:
+        """Return what the files come from, each once."""
+        return list(dict.fromkeys(file.bundle for file in self.files()))
+
+    @property
+    def lock(self) -> WeightsLock:
+        """What was recorded of the files here."""
+        return WeightsLock.read(self.root / LOCK_NAME)
+
+    def _candidates(self, file: WeightFile) -> Iterator[Path]:
+        bundle = file.bundle
+        yield self.root / bundle.name / file.path
+        if bundle.is_repository:
+            cached = self.root / f"models--{bundle.source.replace('/', '--')}" / "snapshots"
+            yield cached / bundle.revision / file.path
+            yield from sorted(folder / file.path for folder in cached.glob("*"))
+        else:
+            yield self.root / "checkpoints" / file.path
+        if not bundle.is_repository or self._is_snapshot_of(bundle):
+            yield self.root / file.path
+
+    def _is_snapshot_of(self, bundle: Bundle) -> bool:
+        """Whether the folder itself is one repository's: of the two, only the generator's has a `pipeline.json`."""
+        is_generator = (self.root / "pipeline.json").is_file()
+        return is_generator if bundle.name == GENERATOR.name else bundle.name == VGGT.name and not is_generator
+
+
+@dataclass
+class WeightsLock:
+    """What was recorded of the files in a folder.
+
+    Attributes:
+        path: The lock file.
+        files: Per file `sha256`, `size` and `mtime_ns` at its recording.
+        accepted: Sources whose restricting licences were accepted.
+    """
+
+    path: Path
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    accepted: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> WeightsLock:
+        """Read a lock file; an empty one when there is none.
+
+        Raises:
+            WeightsInvalidError: It is damaged.
+        """
+        if not path.is_file():
+            return cls(path)
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            return cls(path, dict(content["files"]), list(content["accepted_licences"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise WeightsInvalidError(
+                f"{LOCK_NAME} is damaged.",
+                suggestion="Remove it; the checksums are recorded anew at the next use.",
+                faults=[{"file": LOCK_NAME, "message": "damaged"}],
+            ) from error
+
+    def record(self, file: WeightFile, path: Path, sha256: str) -> None:
+        """Take note of a file's checksum."""
+        facts = path.stat()
+        self.files[file.name] = {"sha256": sha256, "size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
+
+    def write(self) -> None:
+        """Write the lock file."""
+        write_json(self.path, {"files": self.files, "accepted_licences": sorted(set(self.accepted))})
+
+
+def check_files(
+    folder: WeightsFolder, *, thoroughly: bool = True, on_progress: OnProgress = ignore_progress
+) -> dict[str, str]:
+    """Compare every file with what was recorded of it, and record those of which nothing was.
+
+    Args:
+        folder: The weights.
+        thoroughly: Read every file; else only those whose size or time has changed since they were recorded.
+        on_progress: Told of every file.
+
+    Returns:
+        SHA-256 by file.
+
+    Raises:
+        WeightsMissingError: A file is missing.
+        WeightsInvalidError: A file is not what was recorded; all of them are listed.
+    """
+    missing = folder.missing()
+    if missing:
+        raise missing_error(missing)
+    lock, files, found, faults = folder.lock, folder.files(), {}, []
+    recorded = len(lock.files)
+    for index, file in enumerate(files):
+        on_progress(index, len(files), f"checking {file.name}")
+        path = folder.need(file)
+        known = lock.files.get(file.name)
+        facts = path.stat()
+        if file.size is not None and facts.st_size != file.size:
+            faults.append(_fault(file, f"{facts.st_size} bytes instead of {file.size}"))
+        elif known is None or thoroughly or (known["size"], known["mtime_ns"]) != (facts.st_size, facts.st_mtime_ns):
+            found[file.name] = sha256_of(path)
+            expected = file.sha256 or (known or {}).get("sha256")
+            if expected not in (None, found[file.name]):
+                faults.append(_fault(file, "its content is not what was recorded"))
+            lock.record(file, path, found[file.name])
+        else:
+            found[file.name] = known["sha256"]
+    if faults:
+        raise invalid_error(faults)
+    if len(lock.files) > recorded:
+        with suppress(OSError):  # a folder that cannot be written to is read anew at every use
+            lock.write()
+    return found
+
+
+def digest_of(checksums: Mapping[str, str]) -> str:
+    """Return one name for a set of files: a SHA-256, hex, over names and checksums."""
+    text = "\n".join(f"{name} {sha256}" for name, sha256 in sorted(checksums.items()))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def read_json(path: Path, file: WeightFile) -> dict[str, Any]:
+    """Read a JSON object of the weights.
+
+    Raises:
+        WeightsInvalidError: It is none.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise invalid_error([_fault(file, "this is no JSON")]) from error
+    if not isinstance(content, dict):
+        raise invalid_error([_fault(file, "this is no JSON object")])
+    return content
+
+
+def missing_error(files: Iterable[WeightFile]) -> WeightsMissingError:
+    """Return the error that says what to fetch, how large it is, and under which licence."""
+    listed = list(files)
+    parts = []
+    for bundle in dict.fromkeys(file.bundle for file in listed):
+        own = [file for file in listed if file.bundle == bundle]
+        size = size_text(sum(file.about_bytes for file in own))
+        count = f"{len(own)} file{'s' * (len(own) > 1)}"
+        parts.append(f"{bundle.title} ({count}, about {size}, from {bundle.source}; licence: {bundle.licence})")
+    restricted = any(file.bundle.restricted for file in listed)
+    return WeightsMissingError(
+        f"Weights of reconviagen are missing: {'; '.join(parts)}.",
+        suggestion="Run `reconflow weights fetch --from PLACE`, where PLACE is a folder, an s3:// address or `https`"
+        f"{'; read the licence and add --accept-licence' * restricted}.",
+        files=[file.name for file in listed],
+        about_bytes=sum(file.about_bytes for file in listed),
+        licences={file.bundle.source: file.bundle.licence for file in listed},
+    )
+
+
+def invalid_error(faults: list[dict[str, str]]) -> WeightsInvalidError:
+    """Return the error that lists what is wrong with which file."""
+    named = "; ".join(f"{fault['file']}: {fault['message']}" for fault in faults[:4])
+    more = f"; and {len(faults) - 4} more" * (len(faults) > 4)
+    return WeightsInvalidError(
+        f"Weights of reconviagen cannot be used. {named}{more}.",
+        suggestion="Remove the files named and fetch them again.",
+        faults=faults,
+    )
+
+
+def _fault(file: WeightFile, message: str) -> dict[str, str]:
+    return {"file": file.name, "message": message}
+
+
+def size_text(count: float) -> str:
+    """Write a number of bytes for people."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def folder_state(folder: WeightsFolder) -> list[dict[str, Any]]:
+    """Tell of every bundle what is there, as JSON-able rows: files, those missing, bytes, licence, what is recorded."""
+    files, lock, rows = folder.files(), folder.lock, []
+    for bundle in dict.fromkeys(file.bundle for file in files):
+        own = [file for file in files if file.bundle == bundle]
+        found = {file.name: path for file in own if (path := folder.find(file)) is not None}
+        rows.append(
+            {
+                "bundle": bundle.name,
+                "title": bundle.title,
+                "source": bundle.source,
+                "licence": bundle.licence,
+                "restricted": bundle.restricted,
+                "files": len(own),
+                "missing": [file.name for file in own if file.name not in found],
+                "bytes": sum(path.stat().st_size for path in found.values()),
+                "about_bytes": sum(file.about_bytes for file in own),
+                "recorded": sum(name in lock.files for name in found),
+                "accepted": bundle.source in lock.accepted,
+            }
+        )
+    return rows
