@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from reconflow.errors import ModelConvergenceError, ValidationFailedError
 from reconflow.reconviagen.attention import LayerNorm32, convert_torso, torso_dtype
 from reconflow.reconviagen.configuration import refuse_other_than
+from reconflow.reconviagen.elementwise import SiLU, silu
 
 
 class ChannelLayerNorm32(LayerNorm32):
@@ -32,8 +33,8 @@ class ResidualBlock3d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform [B, C, X, Y, Z]."""
-        h = self.conv1(nn.functional.silu(self.norm1(x)))
-        changed: Tensor = self.conv2(nn.functional.silu(self.norm2(h))) + x
+        h = self.conv1(silu(self.norm1(x)))
+        changed: Tensor = self.conv2(silu(self.norm2(h))) + x
         return changed
 
 
@@ -74,7 +75,7 @@ class SparseStructureDecoder(nn.Module):
                 self.blocks.append(UpsampleBlock3d(width, channels[level + 1]))
         self.out_layer = nn.Sequential(
             ChannelLayerNorm32(channels[-1], eps=1e-5),
-            nn.SiLU(),
+            SiLU(),
             nn.Conv3d(channels[-1], out_channels, 3, padding=1),
         )
         if use_fp16:

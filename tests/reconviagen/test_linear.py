@@ -49,7 +49,7 @@ def test_blocks_give_the_same_bits_with_any_number_of_threads(channels: int) -> 
 
 
 def test_the_decoder_gives_the_same_bits_with_any_number_of_threads() -> None:
-    decoder, latent = SparseStructureDecoder(1, 4, 1, (16, 8), 1), torch.randn(1, 4, 4, 4, 4)
+    decoder, latent = SparseStructureDecoder(1, 4, 1, (32, 16, 8), 1), torch.randn(1, 4, 6, 6, 6)
     first, *others = results_by_threads(lambda: decoder(latent))
     assert all(torch.equal(first, other) for other in others)
 
