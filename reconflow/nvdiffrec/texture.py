@@ -6,7 +6,7 @@ match. Colours are linear light inside, sRGB at the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
@@ -41,6 +41,10 @@ _FAINT_WEIGHT = 0.02
 """A texel that makes up less of a pixel than this, in all views together, mostly keeps its colour."""
 
 
+Elsewhere = Callable[[Texels, Float32, NDArray[np.bool_]], tuple[Float32, NDArray[np.bool_]]]
+"""Gives (N, 3) linear colours for N texels and (N,) where it has any, told the photos' colours and where they count."""
+
+
 class Corrections(Enum):
     """How a painted texture is corrected towards photos that it does not match yet.
 
@@ -66,6 +70,7 @@ def fit_texture(
     on_progress: OnProgress = ignore_progress,
     *,
     corrections: Corrections = Corrections.GUARDED,
+    elsewhere: Elsewhere | None = None,
 ) -> tuple[TexturedMesh, dict[str, Any]]:
     """Paint an unwrapped mesh so that its renders match the photos.
 
@@ -77,6 +82,7 @@ def fit_texture(
         steps: Correction passes through the renderer.
         on_progress: Receiver of progress.
         corrections: Which pixels correct the texture, and how.
+        elsewhere: Colours for what the photos do not show; None continues theirs.
 
     Returns:
         textured: The painted mesh.
@@ -89,7 +95,13 @@ def fit_texture(
     on_progress(1, total, "painting the texture")
     colour, quality = gather(texels, geometry, [p.linear for p in photos], [_low_frequencies(p) for p in photos])
     confidence = np.clip((quality - _QUALITY_UNUSABLE) / (_QUALITY_USABLE - _QUALITY_UNUSABLE), 0, 1)[:, None]
-    filled = _fill_unseen(mesh, texels, face_id, bary, colour, confidence[:, 0] > 0.5)
+    seen, source = confidence[:, 0] > 0.5, colour
+    if elsewhere is not None:
+        other, known = elsewhere(texels, colour, seen)
+        source, seen = np.where(seen[:, None], colour, other), seen | known
+    filled = _fill_unseen(mesh, texels, face_id, bary, source, seen)
+    if elsewhere is not None:
+        filled = np.where(known[:, None], other, filled)
     colour = confidence * colour + (1 - confidence) * filled
     losses: list[list[float]] = []
     texture = _spread(colour, texels)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from reconflow.cameras.camera import PinholeCamera, pixel_centres, unproject_pixels
+from reconflow.cameras.camera import FloatArray, PinholeCamera, pixel_centres, unproject_pixels
 from reconflow.geometry.depth import signed_mask_distance
 from reconflow.geometry.mesh import TriangleMesh
 from reconflow.geometry.similarity import Similarity, rotation_from_vector
@@ -210,7 +210,7 @@ def _add_colour(
         system.add(rows, residual[:, channel].astype(np.float64) / steepness, 2.0 * gate_px)
 
 
-def _pixel_rows(points: Float64, slopes: Float64, camera: PinholeCamera, place: Similarity) -> Float64:
+def _pixel_rows(points: FloatArray, slopes: FloatArray, camera: PinholeCamera, place: Similarity) -> Float64:
     """Differentiate values in a picture, of (N, 2) slopes, by the unknowns that move the (N, 3) points shown there."""
     rotation = camera.cam_from_world[:3, :3]
     in_cam = points @ rotation.T + camera.cam_from_world[:3, 3]
@@ -220,7 +220,7 @@ def _pixel_rows(points: Float64, slopes: Float64, camera: PinholeCamera, place: 
     return _point_rows(points, np.stack([gx, gy, along_z], axis=1) @ rotation, place)
 
 
-def _point_rows(points: Float64, slopes: Float64, place: Similarity) -> Float64:
+def _point_rows(points: FloatArray, slopes: FloatArray, place: Similarity) -> Float64:
     """Differentiate values in space, of (N, 3) slopes, by the unknowns; (N, 7)."""
     arms = points - place.translation
     along = (arms * slopes).sum(axis=1, keepdims=True)

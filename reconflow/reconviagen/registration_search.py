@@ -103,8 +103,8 @@ def common_place(cameras: Sequence[PinholeCamera], masks: Sequence[NDArray[np.bo
         across = np.eye(3) - np.outer(ray, ray)
         system += across
         right += across @ camera.position_world
-    origin = np.zeros(3)  # what a single view leaves open is taken from here
-    centre = np.linalg.solve(system + 1e-6 * np.eye(3), right + 1e-6 * origin)
+    # what one view leaves open is taken from the origin
+    centre = np.asarray(np.linalg.solve(system + 1e-6 * np.eye(3), right), dtype=np.float64)
     radii = []
     for camera, mask in zip(cameras, masks, strict=True):
         depth = -(camera.cam_from_world[2, :3] @ centre + camera.cam_from_world[2, 3])
