@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from reconflow.stage_files import load_arrays, save_arrays
+from reconflow.array_files import load_arrays, save_arrays
 
 
 class Checkpoint(Protocol):

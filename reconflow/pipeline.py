@@ -2,6 +2,8 @@
 
 Each stage function here returns what an earlier attempt kept, else runs the stage (`reconflow.stages`) where it is to
 run and keeps its result. `tasks` and `flows` show them to Prefect; `run_pipeline` runs them one after another.
+
+What computes is imported where it is called: a worker's run has to reach its first line before it needs any of it.
 """
 
 from __future__ import annotations
@@ -10,16 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from reconflow import models, stages
+from reconflow import models
 from reconflow.child_process import run_in_child
-from reconflow.datasets.loading import identify_dataset
-from reconflow.datasets.sources import describe_source
 from reconflow.errors import Cancelled, ReconflowError, StorageRefusedError, StorageUnreachableError
 from reconflow.execution import choose_isolation
 from reconflow.failures import as_known_error, interruption
 from reconflow.gpus import visible_gpus
 from reconflow.outputs.runs import RunLayout, new_run_id
-from reconflow.packaging import RunFacts, write_failure
 from reconflow.progress import OnProgress, ignore_progress, part_of
 from reconflow.request import Device, RunRequest
 from reconflow.resources import rss_bytes
@@ -78,6 +77,8 @@ def opened(run: RunRef, outcomes: StageOutcomes) -> Iterator[None]:
         StorageUnreachableError, DiskFullError: The store cannot be written.
         JobNotReadyError: Another process is at work on the run.
     """
+    from reconflow import stages
+
     store = open_store(run.request.out)
     store.prepare()
     with sole_attempt(lambda: store.open_workspace(run.run_id)) as workspace:
@@ -105,6 +106,10 @@ def validate(run: RunRef, on_progress: OnProgress = ignore_progress) -> DatasetR
     Raises:
         InputError: `details["faults"]` lists every fault.
     """
+    from reconflow import stages
+    from reconflow.datasets.loading import identify_dataset
+    from reconflow.datasets.sources import describe_source
+
     site = open_site(run)
     digest = identify_dataset(site.dataset_folder)
     if digest is None:
@@ -122,6 +127,8 @@ def transforms(run: RunRef, dataset: DatasetResult, on_progress: OnProgress = ig
         CalibrationAmbiguousError: The data does not decide them.
         CalibrationContradictedError: The data contradicts the supplied ones.
     """
+    from reconflow import stages
+
     site = open_site(run)
     inputs = {"dataset": dataset.digest, "fov_deg": run.request.fov_deg}
     return remember(
@@ -131,6 +138,8 @@ def transforms(run: RunRef, dataset: DatasetResult, on_progress: OnProgress = ig
 
 def load(run: RunRef, name: str, dataset: DatasetResult, on_progress: OnProgress = ignore_progress) -> ModelResult:
     """Make a model ready when the machine has what it needs, always anew; see `stages.load`."""
+    from reconflow import stages
+
     return stages.load(open_site(run), name, dataset, on_progress)
 
 
@@ -142,13 +151,16 @@ def infer(
     on_progress: OnProgress = ignore_progress,
 ) -> InferResult:
     """Reconstruct the object, in this process or in one of its own, from the last checkpoint on if there is one."""
+    from reconflow import stages
+
     site = open_site(run)
-    options = run.request.options()
+    options = run.request.options(model.name)
     inputs = {
         "dataset": dataset.digest,
         "cameras": cameras.file.sha256,
         "model": [model.name, model.version, model.device],
-        "options": [options.model_dump(mode="json"), options.settings().model_dump(mode="json")],
+        "options": [options.model_dump(mode="json", exclude={"weights"}), options.settings().model_dump(mode="json")],
+        "weights": model.weights,
         "object_size_m": run.request.object_size_m,
     }
 
@@ -171,6 +183,8 @@ def quality(
     on_progress: OnProgress = ignore_progress,
 ) -> QualityResult:
     """Measure the written GLB against the input views; see `stages.quality`."""
+    from reconflow import stages
+
     site = open_site(run)
     inputs = {
         "dataset": dataset.digest,
@@ -192,6 +206,8 @@ def quality(
 
 def preview(run: RunRef, inferred: InferResult, on_progress: OnProgress = ignore_progress) -> PreviewResult:
     """Draw the mesh from every input camera, and turning; see `stages.preview`."""
+    from reconflow import stages
+
     site = open_site(run)
     inputs = {"model": inferred.record.model, "reconstruction": inferred.file.sha256}
     return remember(
@@ -206,6 +222,8 @@ def package(
     orchestration: dict[str, Any] | None = None,
 ) -> PackageResult:
     """Make the run visible to readers, always anew; see `stages.package`."""
+    from reconflow import stages
+
     return stages.package(open_site(run), outcomes, on_progress, orchestration)
 
 
@@ -216,6 +234,8 @@ def raise_failure(run: RunRef, outcomes: StageOutcomes) -> None:
         QualityThresholdError: The quality is too low.
         ReconflowError: Why a model failed beside another one that did not.
     """
+    from reconflow import stages
+
     failure = stages.first_failure(open_site(run), outcomes)
     if failure is not None:
         raise failure
@@ -225,6 +245,8 @@ def record_failure(
     run: RunRef, outcomes: StageOutcomes, error: ReconflowError, orchestration: dict[str, Any] | None = None
 ) -> None:
     """Store why a run failed: `error.json`, `run.json` and a manifest that says so, unless they stand or cannot."""
+    from reconflow.packaging import RunFacts, write_failure
+
     if outcomes.package is not None or isinstance(error, StorageUnreachableError | StorageRefusedError):
         return
     site = open_site(run)
@@ -264,6 +286,8 @@ def run_models(run: RunRef, outcomes: StageOutcomes, run_one: Callable[[str], No
 
 def summarise(run: RunRef, outcomes: StageOutcomes) -> RunSummary:
     """Return a finished run in a few facts."""
+    from reconflow.packaging import RunFacts
+
     assert outcomes.validate is not None
     assert outcomes.transforms is not None
     assert outcomes.package is not None
@@ -274,6 +298,7 @@ def summarise(run: RunRef, outcomes: StageOutcomes) -> RunSummary:
         for name in outcomes.complete_models()
     )
     reasons = [reason for found in outcomes.models.values() if found.quality for reason in found.quality.reasons]
+    notes = [note for found in outcomes.models.values() if found.infer for note in found.infer.model_notes]
     records = [result.record for result in results]
     return RunSummary(
         run_id=run.run_id,
@@ -286,7 +311,7 @@ def summarise(run: RunRef, outcomes: StageOutcomes) -> RunSummary:
         peak_rss_bytes=max(record.peak_rss_bytes for record in records),
         cached_stages=tuple(label(record) for record in records if record.cached),
         models=summaries,
-        warnings=(*outcomes.validate.warnings, *outcomes.transforms.warnings, *reasons),
+        warnings=(*outcomes.validate.warnings, *outcomes.transforms.warnings, *notes, *reasons),
     )
 
 

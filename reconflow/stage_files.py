@@ -1,11 +1,10 @@
-"""How stages hand arrays to each other: one .npz file with a JSON part, never pickled, named with its checksum.
+"""How stages hand results to each other: files of arrays and facts (`array_files`), named with their checksums.
 
 Only intermediate files; the formats that users open live in `reconflow.outputs`.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -14,15 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from reconflow.array_files import load_arrays, save_arrays
 from reconflow.cameras.calibration import Calibration
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.errors import IncompleteResultsError
 from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
-from reconflow.outputs.files import replacing, sha256_of
+from reconflow.outputs.files import sha256_of
 from reconflow.reconstruction import Reconstruction
 from reconflow.stage_results import FileRef
-
-_FACTS = "facts_json"
 
 
 def file_ref(path: Path, folder: Path) -> FileRef:
@@ -47,21 +45,6 @@ def resolve(ref: FileRef, folder: Path) -> Path:
     if path.stat().st_size != ref.bytes or sha256_of(path) != ref.sha256:
         raise _damaged(ref, "has changed since it was written")
     return path
-
-
-def save_arrays(path: Path, arrays: dict[str, NDArray[Any]], facts: dict[str, Any]) -> None:
-    """Write named arrays and a JSON-able object into one .npz file; equal input gives equal bytes."""
-    encoded = json.dumps(facts, sort_keys=True).encode("utf-8")
-    with replacing(path) as stream:
-        np.savez(stream, allow_pickle=False, **arrays, **{_FACTS: np.frombuffer(encoded, np.uint8)})
-
-
-def load_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Read what `save_arrays` wrote."""
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    facts: dict[str, Any] = json.loads(arrays.pop(_FACTS).tobytes())
-    return arrays, facts
 
 
 def camera_to_dict(camera: PinholeCamera) -> dict[str, Any]:
