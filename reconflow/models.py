@@ -43,8 +43,13 @@ class ReconstructionModel(Protocol):
         """Give the memory back."""
 
 
-MODELS: Final[dict[str, str]] = {"nvdiffrec": "reconflow.nvdiffrec.model:NvdiffrecModel"}
+MODELS: Final[dict[str, str]] = {
+    "nvdiffrec": "reconflow.nvdiffrec.model:NvdiffrecModel",
+    "reconviagen": "reconflow.reconviagen.model:ReconvGenModel",
+}
 """Model name -> where its class is; imported when the model is first asked for."""
+WEIGHTS: Final[dict[str, str]] = {"reconviagen": "reconflow.reconviagen.model:identify_weights"}
+"""Model name -> where the function is that finds its weights and names them; models without weights have none."""
 
 _ready: dict[tuple[str, str], ReconstructionModel] = {}
 
@@ -64,6 +69,26 @@ def make_model(name: str) -> ReconstructionModel:
         )
     module, attribute = MODELS[name].split(":")
     return cast("ReconstructionModel", getattr(importlib.import_module(module), attribute)())
+
+
+def identify_weights(name: str, options: Any, on_progress: OnProgress) -> str:
+    """Return a name for the content of a model's weights, after making sure that they are on this machine.
+
+    Args:
+        name: A key of `MODELS`.
+        options: Of that model.
+        on_progress: Hears of what is fetched and checked.
+
+    Returns:
+        Empty for a model that has no weights.
+
+    Raises:
+        WeightsMissingError, WeightsInvalidError: They cannot be used.
+    """
+    if name not in WEIGHTS:
+        return ""
+    module, attribute = WEIGHTS[name].split(":")
+    return str(getattr(importlib.import_module(module), attribute)(options, on_progress))
 
 
 def known_model(name: str, device: str) -> ReconstructionModel:

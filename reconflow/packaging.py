@@ -33,6 +33,8 @@ from reconflow.result_frame import ResultFrame
 from reconflow.stage_results import CamerasResult, DatasetResult, InferResult, ModelResult, StageRecord, StageResult
 
 LICENCES: Final = {"reconflow": "Apache-2.0"}
+_PLACES: Final = {"dataset", "out", "weights"}
+"""Fields of a request that say where something is; a package travels without them."""
 AnyResult = TypeVar("AnyResult", bound=StageResult)
 _METHOD_TEXTS: Final = {
     "depth": "The field of view was found from the depth renders and silhouettes.",
@@ -41,7 +43,7 @@ _METHOD_TEXTS: Final = {
 _SURFACE_LOSSES: Final = ("rgb", "silhouette", "depth")
 _GIVEN_BY_DATASET: Final = "The cameras came with the dataset and were checked against its pictures."
 _GIVEN_BY_USER: Final = "The field of view was given by the user and checked against the pictures."
-_ENGINES: Final = {"device": "cpu", "rendering": "numba", "atlas": "projective charts"}
+_ENGINES: Final = {"rendering": "numba", "atlas": "projective charts"}
 _PHOTOS_OFF_DEPTH: Final = (
     "The photos are shifted against their depth renders (see Cameras); the surface was fitted to where the photos "
     "agree, near the depth."
@@ -164,18 +166,33 @@ def manifest_facts(facts: RunFacts) -> ManifestFacts | None:
         scale=ScaleSource(inferred.frame["source"]) if inferred is not None else ScaleSource.UNIT_RADIUS,
         world_up=dataset.world_up,
         options={
-            **facts.request.model_dump(mode="json", exclude={"dataset", "out"}),
-            "settings": facts.request.options().settings().model_dump(),
+            **facts.request.model_dump(mode="json", exclude=_PLACES),
+            "settings": _settings(facts.request),
             **known,
         },
         seed=facts.request.seed,
-        engines=_ENGINES,
+        engines={**_ENGINES, "device": facts.request.device.value},
         photo_shifts=cameras.photo_shifts_px if cameras is not None else {},
         dataset_name=dataset.name,
         dataset_digest=dataset.digest,
         input_hashes=dataset.file_hashes,
-        licences=LICENCES,
+        licences=LICENCES | {name: text for found in _inferred(facts) for name, text in found.licences.items()},
+        weights={
+            found.name: found.weights for found in facts.results if isinstance(found, ModelResult) and found.weights
+        },
+        notes=tuple(note for found in _inferred(facts) for note in found.model_notes),
     )
+
+
+def _inferred(facts: RunFacts) -> list[InferResult]:
+    return [result for result in facts.results if isinstance(result, InferResult)]
+
+
+def _settings(request: RunRequest) -> dict[str, Any]:
+    """Return the numbers that the model ran with; by model where there are several."""
+    names = request.models()
+    settings = {name: request.options(name).settings().model_dump(mode="json") for name in names}
+    return settings if len(names) > 1 else settings[names[0]]
 
 
 def run_source(facts: RunFacts) -> RunSource:
@@ -185,7 +202,7 @@ def run_source(facts: RunFacts) -> RunSource:
     return RunSource(
         location=location_mark(canonical_location(facts.request.dataset)),
         listing=dataset.listing if dataset is not None else _listing_now(facts.request.dataset),
-        options=facts.request.model_dump(mode="json", exclude={"dataset", "out"}),
+        options=facts.request.model_dump(mode="json", exclude=_PLACES),
         model_versions={model.name: model.version for model in models},
     )
 
@@ -241,9 +258,15 @@ def write_run_report(
             timings_s=seconds,
             under_way_s=None if under_way is None else lambda: under_way().seconds,
             machine={"peak memory": f"{peak / 1e9:.2f} GB", **_machine_texts()},
-            options=request.options().settings().model_dump(),
-            warnings=(*dataset.warnings, *calibration.warnings, *unlike, *measured.reasons),
-            licences=LICENCES,
+            options=request.options(layout.model).settings().model_dump(mode="json"),
+            warnings=(
+                *dataset.warnings,
+                *calibration.warnings,
+                *unlike,
+                *statistics.get("notes", ()),
+                *measured.reasons,
+            ),
+            licences=LICENCES | statistics.get("weights", {}).get("licences", {}),
         ),
     )
 

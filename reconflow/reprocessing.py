@@ -28,7 +28,7 @@ from reconflow.request import RunRequest
 from reconflow.run_records import RunRecord
 
 MAX_ATTEMPTS: Final = 3
-_WITHOUT_EFFECT: Final = frozenset({"dataset", "out", "device"})
+_WITHOUT_EFFECT: Final = frozenset({"dataset", "out", "device", "weights"})
 """Fields of a request that say where and on what, not how."""
 _UNKNOWN: Final = "unknown"
 _MAX_NAMED: Final = 3

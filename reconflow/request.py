@@ -15,12 +15,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reconflow.errors import ValidationFailedError
 from reconflow.nvdiffrec.options import NvdiffrecOptions, Preset
+from reconflow.reconviagen.options import RandomWeights, ReconviagenOptions
+
+ModelOptions = NvdiffrecOptions | ReconviagenOptions
+"""Options of one model; each has `settings()`, the numbers to run with."""
 
 
 class ModelName(StrEnum):
-    """The reconstruction models of this version."""
+    """The reconstruction models of this version, and all of them one after the other."""
 
     NVDIFFREC = "nvdiffrec"
+    RECONVIAGEN = "reconviagen"
+    BOTH = "both"
 
 
 class Device(StrEnum):
@@ -48,7 +54,11 @@ class RunRequest(BaseModel):
         title="Results",
         description="Where the results go, below runs/ and the run's id: a folder, s3:// address or block://NAME.",
     )
-    model: ModelName = Field(ModelName.NVDIFFREC, title="Model", description="Which reconstruction model runs.")
+    model: ModelName = Field(
+        ModelName.NVDIFFREC,
+        title="Model",
+        description="Which reconstruction model runs: nvdiffrec fits a mesh to the views, reconviagen generates one.",
+    )
     preset: Preset = Field(
         Preset.STANDARD,
         title="Preset",
@@ -93,7 +103,33 @@ class RunRequest(BaseModel):
         "when left out.",
     )
     steps: Annotated[int, Field(ge=0, le=20_000)] | None = Field(
-        None, title="Steps", description="Iterations of the shape's fit (0 to 20000); from the preset when left out."
+        None,
+        title="Steps",
+        description="Iterations of nvdiffrec's fit (0 to 20000); from the preset when left out.",
+    )
+    structure_steps: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None,
+        title="Structure steps",
+        description="Sampler steps of reconviagen's sparse structure (1 to 1000); from the preset when left out.",
+    )
+    latent_steps: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None,
+        title="Latent steps",
+        description="Sampler steps of reconviagen's structured latent (1 to 1000); from the preset when left out.",
+    )
+    guidance: Annotated[float, Field(ge=1, le=50)] = Field(
+        7.5, title="Guidance", description="How strictly reconviagen keeps to the views (1 to 50)."
+    )
+    weights: str | None = Field(
+        None,
+        title="Weights",
+        description="Where reconviagen's weights are: a folder, s3:// address or block://NAME; the folder that "
+        "`reconflow weights fetch` fills when left out.",
+    )
+    random_weights: RandomWeights | None = Field(
+        None,
+        title="Random weights",
+        description="For trying reconviagen out without weights: tiny random networks. The result means nothing.",
     )
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
         0, title="Seed", description="Seeds every random choice; equal seeds give equal files."
@@ -106,10 +142,32 @@ class RunRequest(BaseModel):
 
     def models(self) -> tuple[str, ...]:
         """Return the names of the models that run, in their order."""
+        if self.model is ModelName.BOTH:
+            return (ModelName.NVDIFFREC.value, ModelName.RECONVIAGEN.value)
         return (self.model.value,)
 
-    def options(self) -> NvdiffrecOptions:
-        """Return the model's own options."""
+    def options(self, model: str | None = None) -> ModelOptions:
+        """Return the own options of one of the models, of the first one without a name."""
+        if (model or self.models()[0]) == ModelName.RECONVIAGEN:
+            return self.generation_options()
+        return self.fit_options()
+
+    def generation_options(self) -> ReconviagenOptions:
+        """Return what the request asks of reconviagen."""
+        return ReconviagenOptions(
+            preset=self.preset,
+            structure_steps=self.structure_steps,
+            latent_steps=self.latent_steps,
+            guidance=self.guidance,
+            texture_size=self.texture_size,
+            target_faces=self.target_faces,
+            weights=self.weights,
+            random_weights=self.random_weights,
+            seed=self.seed,
+        )
+
+    def fit_options(self) -> NvdiffrecOptions:
+        """Return what the request asks of nvdiffrec."""
         return NvdiffrecOptions(
             preset=self.preset,
             seed=self.seed,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconflow.errors import DiskFullError, MemoryExhaustedError
 from reconflow.nvdiffrec.options import FitSettings
+from reconflow.reconviagen.options import ReconviagenSettings
 
 if TYPE_CHECKING:
     from reconflow.gpus import Gpu
@@ -47,14 +48,23 @@ class Needs:
     gpu_bytes: int = 0
 
 
-def estimate_needs(pixels: int, views: int, settings: FitSettings) -> Needs:
+# Parameters of the largest network, which is the only one in memory, and what its activations take.
+NETWORK_BYTES: Final = {"cpu": 4 * GIB, "cuda": 4 * GIB}
+BYTES_PER_VIEW: Final = 160 * MIB
+DECODING_BYTES: Final = 4 * GIB
+
+
+def estimate_needs(pixels: int, views: int, settings: FitSettings | ReconviagenSettings, device: str = "cpu") -> Needs:
     """Estimate what a run needs, from above.
 
     Args:
         pixels: Of all photos together.
         views: How many photos there are.
         settings: The numbers that the model runs with.
+        device: What it computes on.
     """
+    if isinstance(settings, ReconviagenSettings):
+        return _needs_of_generation(pixels, views, settings, device)
     memory = (
         BASE_BYTES
         + pixels * BYTES_PER_PHOTO_PIXEL
@@ -65,6 +75,22 @@ def estimate_needs(pixels: int, views: int, settings: FitSettings) -> Needs:
     )
     disk = 64 * MIB + settings.texture_size**2 * 16 + settings.target_faces * 600
     return Needs(memory, disk)
+
+
+def _needs_of_generation(pixels: int, views: int, settings: ReconviagenSettings, device: str) -> Needs:
+    finishing = (
+        BASE_BYTES
+        + pixels * BYTES_PER_PHOTO_PIXEL
+        + settings.texture_size**2 * BYTES_PER_TEXEL
+        + settings.gaussian_views * settings.gaussian_size**2 * 4 * 4
+    )
+    disk = 64 * MIB + settings.texture_size**2 * 16 + (settings.target_faces or 100_000) * 600
+    if settings.random_weights is not None:
+        return Needs(finishing, disk)
+    networks = NETWORK_BYTES[device] + views * BYTES_PER_VIEW + DECODING_BYTES
+    if device == "cpu":
+        return Needs(max(networks, finishing), disk)
+    return Needs(finishing, disk, gpu_bytes=networks)
 
 
 def available_memory_bytes() -> int | None:

@@ -152,6 +152,8 @@ class ModelResult(StageResult, frozen=True, extra="forbid"):
     needed_gpu_bytes: int = 0
     available_gpu_bytes: int | None = None
     """Of the GPU with the most free memory; None without one."""
+    weights: str = ""
+    """A name for the content of its weights; empty for a model without."""
 
 
 class InferResult(StageResult, frozen=True, extra="forbid"):
@@ -163,6 +165,10 @@ class InferResult(StageResult, frozen=True, extra="forbid"):
     faces: int
     frame: dict[str, Any]
     model_seconds: dict[str, float]
+    licences: dict[str, str] = {}
+    """Of the weights that made it, by where they are from."""
+    model_notes: tuple[str, ...] = ()
+    """What the model says of its result."""
 
     @property
     def work_files(self) -> tuple[FileRef, ...]:

@@ -130,6 +130,7 @@ def load(site: RunSite, name: str, dataset: DatasetResult, on_progress: OnProgre
         GpuUnavailableError: A GPU was asked for and there is none.
         MemoryExhaustedError, DiskFullError: There is not enough room.
         ModelUnavailableError: This version has no such model, or not on that device.
+        WeightsMissingError, WeightsInvalidError: Its weights cannot be used.
     """
     clock = StageClock("load", name)
     on_progress(0, 1, f"load: making {name} ready")
@@ -137,11 +138,13 @@ def load(site: RunSite, name: str, dataset: DatasetResult, on_progress: OnProgre
     isolated = choose_isolation(request.device, site.run.isolation) == "process"
     model = models.make_model(name) if isolated else models.known_model(name, request.device)
     gpus = check_device(model, request.device)
-    needs = estimate_needs(dataset.pixels, len(dataset.views), request.options().settings())
+    options = request.options(name)
+    needs = estimate_needs(dataset.pixels, len(dataset.views), options.settings(), request.device)
     available = available_memory_bytes()
     check_memory(needs, available)
     check_gpu_memory(needs, gpus)
     check_disk(needs, site.workspace.work)
+    weights = models.identify_weights(name, options, named(on_progress, "load"))
     if not isolated:
         models.ready_model(name, request.device)
     return ModelResult(
@@ -153,6 +156,7 @@ def load(site: RunSite, name: str, dataset: DatasetResult, on_progress: OnProgre
         available_memory_bytes=available,
         needed_gpu_bytes=needs.gpu_bytes,
         available_gpu_bytes=max((gpu.memory_free_bytes for gpu in gpus), default=None),
+        weights=weights,
     )
 
 
@@ -169,7 +173,7 @@ def infer(
     data, calibration = _dataset(site, dataset), _calibration(site, cameras)
     progress = named(on_progress, "infer")
     reconstruction = models.ready_model(model.name, model.device).reconstruct(
-        data, calibration, site.run.request.options(), part_of(progress, 0.0, 0.97), checkpoint
+        data, calibration, site.run.request.options(model.name), part_of(progress, 0.0, 0.97), checkpoint
     )
     frame = choose_result_frame(
         reconstruction.textured.mesh,
@@ -194,6 +198,8 @@ def infer(
         faces=len(reconstruction.textured.mesh.faces),
         frame=frame.to_dict(),
         model_seconds=reconstruction.timings_s,
+        licences=reconstruction.statistics.get("weights", {}).get("licences", {}),
+        model_notes=tuple(reconstruction.statistics.get("notes", ())),
     )
 
 

@@ -93,6 +93,10 @@ class ManifestFacts(BaseModel, frozen=True, extra="forbid"):
     dataset_digest: str = Field(description="SHA-256 over the input's content.")
     input_hashes: dict[str, str] = Field(description="SHA-256 of every input file.")
     licences: dict[str, str] = Field(default_factory=dict, description="What touched the asset, under which licence.")
+    weights: dict[str, str] = Field(
+        default_factory=dict, description="By model that has weights, a digest of them; `random ...` for random ones."
+    )
+    notes: tuple[str, ...] = Field(default=(), description="What the models say of their results.")
 
 
 class RunSource(BaseModel, frozen=True, extra="forbid"):

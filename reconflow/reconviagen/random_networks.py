@@ -73,7 +73,7 @@ def tiny_networks(seed: int = 0, device: str = "cpu") -> GivenNetworks:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         modules = {role: CLASSES[name](**arguments) for role, (name, arguments) in TINY.items()}
-        sizes = {"img_size": IMAGE_SIZE, "embed_dim": _WIDTH, "num_heads": 2}
+        sizes: dict[str, Any] = {"img_size": IMAGE_SIZE, "embed_dim": _WIDTH, "num_heads": 2}
         modules[Role.VGGT] = VGGT(
             **sizes, depth=24, mlp_ratio=2.0, vit_depth=1, vit_num_heads=2, vit_mlp_ratio=2.0, heads=()
         )

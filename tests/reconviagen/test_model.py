@@ -1,0 +1,150 @@
+"""The model in a run: random weights through all stages, what is said of them, and both models one after the other."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reconflow import models, stages
+from reconflow.cameras.six_axis import six_axis_rig
+from reconflow.datasets.writing import write_six_view
+from reconflow.errors import GpuUnavailableError, QualityThresholdError, ReconflowError, WeightsMissingError
+from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
+from reconflow.outputs.previews import write_turntable
+from reconflow.outputs.runs import RunLayout
+from reconflow.pipeline import run_pipeline
+from reconflow.quality.glb_reader import read_glb
+from reconflow.reconviagen.model import RANDOM_NOTE, ReconvGenModel
+from reconflow.rendering.shade import render_textured
+from reconflow.request import ModelName, RunRequest, make_request
+
+FACES = np.array(
+    [
+        [0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1],
+        [2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3],
+    ],
+    np.int32,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A brick, every side in its own colour, as a six-view folder of 96 px."""
+    root = tmp_path_factory.mktemp("data") / "brick"
+    corners = np.array([[x, y, z] for x in (-0.2, 0.2) for y in (-0.12, 0.12) for z in (-0.15, 0.15)], np.float32)
+    texture = np.random.default_rng(7).integers(40, 220, (4, 4, 3)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
+    side = np.arange(12) // 2
+    centres = np.stack([(side % 4 + 0.5) / 4, 1 - (side // 4 + 0.5) / 4], axis=1)
+    uvs = (centres[:, None] + np.array([[-0.05, -0.05], [0.05, -0.05], [0.0, 0.05]])).reshape(-1, 2)
+    uv_faces = np.arange(36, dtype=np.int32).reshape(-1, 3)
+    brick = TexturedMesh(TriangleMesh(corners, FACES), uvs.astype(np.float32), uv_faces, texture)
+    cameras = six_axis_rig(math.radians(45), 1.0, (96, 96))
+    photos, depths = {}, {}
+    for camera in cameras:
+        render = render_textured(brick, camera)
+        alpha = np.round(255 * render.coverage).astype(np.uint8)
+        photos[camera.name] = np.dstack([np.round(255 * render.rgb_srgb).astype(np.uint8), alpha])
+        depths[camera.name] = np.round(65535 * render.depth / render.depth.max()).astype(np.uint16)
+    write_six_view(root, photos, depths, cameras)
+    return root
+
+
+@pytest.fixture
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turntable of two pictures; nothing here is about it."""
+    monkeypatch.setattr(stages, "write_turntable", partial(write_turntable, frames=2, size=64))
+
+
+def request_for(dataset: Path, out: Path, **options: object) -> RunRequest:
+    return make_request(
+        dataset=str(dataset),
+        out=str(out),
+        **{
+            "model": "reconviagen", "random_weights": "tiny", "preset": "draft", "structure_steps": 2,
+            "latent_steps": 2, "texture_size": 128, "target_faces": 2000, "fov_deg": 45.0, **options,
+        },
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("few_pictures")
+def test_a_run_with_random_weights_stores_everything_and_says_that_they_were_random(
+    dataset: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    with pytest.raises(QualityThresholdError) as caught:
+        run_pipeline(request_for(dataset, tmp_path), lambda _step, _total, message: told.append(message))
+    layout = RunLayout(
+        tmp_path / "runs" / caught.value.details["run_id"], caught.value.details["run_id"], "reconviagen"
+    )
+    assert len(read_glb(layout.glb).mesh.faces) > 100
+    facts = json.loads(layout.manifest.read_text("utf-8"))["facts"]
+    assert facts["weights"] == {"reconviagen": "random tiny"}
+    assert facts["options"]["random_weights"] == "tiny"
+    assert facts["options"]["settings"]["structure_steps"] == 2
+    assert facts["notes"] == [RANDOM_NOTE]
+    assert facts["licences"] == {"reconflow": "Apache-2.0"}
+    assert "random_weights=tiny" in layout.report.read_text("utf-8")
+    for part in ("infer: sampling the structure", "infer: sampling the latent"):
+        assert told.count(part) >= 3
+
+
+def test_without_weights_a_run_ends_before_anything_is_computed_and_says_what_to_fetch(
+    dataset: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    request = request_for(dataset, tmp_path, random_weights=None, weights=str(tmp_path / "nothing"))
+    with pytest.raises(WeightsMissingError) as caught:
+        run_pipeline(request, lambda _step, _total, message: told.append(message))
+    assert "VGGT, tuned on objects (2 files, about 5.0 GB" in caught.value.message
+    assert "Meta's VGGT licence" in caught.value.message
+    assert "--accept-licence" in caught.value.suggestion
+    assert not any(message.startswith("infer") for message in told)
+
+
+def test_both_models_are_two_models_with_options_of_their_own() -> None:
+    request = make_request(dataset="mug", model="both", steps=5, structure_steps=7, seed=3)
+    assert request.models() == ("nvdiffrec", "reconviagen")
+    assert request.fit_options().steps == 5
+    assert request.generation_options().settings().structure_steps == 7
+    assert {request.options(name).settings().seed for name in request.models()} == {3}
+    assert set(models.MODELS) == {name.value for name in ModelName} - {"both"}
+
+
+def test_presets_spend_more_and_more_and_are_overridden() -> None:
+    draft, standard, high = (
+        make_request(dataset="mug", preset=preset).generation_options().settings()
+        for preset in ("draft", "standard", "high")
+    )
+    for name in ("structure_steps", "latent_steps", "gaussian_views", "visibility_views"):
+        assert getattr(draft, name) < getattr(standard, name) < getattr(high, name)
+    assert (standard.structure_steps, standard.latent_steps, standard.guidance) == (30, 12, 7.5)
+
+
+def test_a_gpu_that_is_missing_is_an_error() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(GpuUnavailableError):
+        ReconvGenModel().load("cuda")
+
+
+def test_asking_the_model_for_its_version_loads_nothing_heavy() -> None:
+    script = (
+        "import sys; from reconflow.models import model_version\n"
+        "print(model_version('reconviagen'), 'torch' in sys.modules)"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert finished.stdout.split() == ["1", "False"]
+
+
+def test_an_unknown_kind_of_random_weights_is_refused() -> None:
+    with pytest.raises(ReconflowError, match="random_weights"):
+        make_request(dataset="mug", random_weights="huge")
