@@ -220,6 +220,12 @@ def test_a_run_that_has_not_begun_is_cancelled_and_never_begins(
     assert api.variables(flow_run_id) == []
 
 
+def has_checkpoint(installation: Installation) -> bool:
+    """Whether a fit under way has kept something to go on from; only the results of finished runs leave none."""
+    keys = installation.s3.keys(installation.bucket, "results/stages/infer/")
+    return any(key.endswith("-checkpoint/result.json") for key in keys)
+
+
 def test_a_killed_run_crashes_and_a_new_one_with_its_run_id_goes_on_from_its_stages(
     api: Api, installation: Installation, params: dict[str, Any], boxes: Path, tmp_path: Path, figures: list[str]
 ) -> None:
@@ -227,6 +233,7 @@ def test_a_killed_run_crashes_and_a_new_one_with_its_run_id_goes_on_from_its_sta
 
     killed = api.start_run(RECONSTRUCT, {**installation.unlike_others(params, boxes), "steps": 1500})
     api.wait_for_fit(killed)
+    wait_until(lambda: has_checkpoint(installation), 60)
     run_id, killed_s = api.run_id(killed), time.time()
     kill_hard(installation.flow_process(killed))
     wait_until(lambda: not installation.alive_of(UUID(killed)), 20)

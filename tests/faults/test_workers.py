@@ -9,6 +9,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,8 +110,8 @@ def await_recovery(api: Api, verify: Callable[[str], str], flow_run_id: str, kil
     run_id = api.run_id(flow_run_id)
     wait_until(lambda: len(api.runs_with(f"run-{run_id}")) == 2, RECOVERED_S)
     (new,) = (run["id"] for run in api.runs_with(f"run-{run_id}") if run["id"] != flow_run_id)
-    api.wait(new, timeout_s=RECOVERED_S)
-    seconds = time.time() - killed_s
+    ended = api.wait(new, timeout_s=RECOVERED_S)["end_time"]
+    seconds = datetime.fromisoformat(ended).timestamp() - killed_s
     states = api.task_states(new)
     assert (states["validate"], states["transforms"]) == ("Cached", "Cached")
     assert api.run(flow_run_id)["state_type"] == "CRASHED"
@@ -168,8 +169,8 @@ def test_a_run_whose_worker_is_killed_completes_and_the_worker_comes_back(
     kill_hard(worker)
 
     def complete(flow_run_id: str) -> float:
-        api.wait(flow_run_id)
-        seconds = time.time() - killed_s
+        ended = api.wait(flow_run_id)["end_time"]
+        seconds = datetime.fromisoformat(ended).timestamp() - killed_s
         verify(api.run_id(flow_run_id))
         return seconds
 
