@@ -220,10 +220,10 @@ def test_a_run_that_has_not_begun_is_cancelled_and_never_begins(
     assert api.variables(flow_run_id) == []
 
 
-def has_checkpoint(installation: Installation) -> bool:
-    """Whether a fit under way has kept something to go on from; only the results of finished runs leave none."""
+def checkpoints(installation: Installation) -> set[str]:
+    """Return what unfinished fits have kept to go on from."""
     keys = installation.s3.keys(installation.bucket, "results/stages/infer/")
-    return any(key.endswith("-checkpoint/result.json") for key in keys)
+    return {key for key in keys if key.endswith("-checkpoint/result.json")}
 
 
 def test_a_killed_run_crashes_and_a_new_one_with_its_run_id_goes_on_from_its_stages(
@@ -231,9 +231,10 @@ def test_a_killed_run_crashes_and_a_new_one_with_its_run_id_goes_on_from_its_sta
 ) -> None:
     from tests.support.installation import kill_hard
 
+    others = checkpoints(installation)
     killed = api.start_run(RECONSTRUCT, {**installation.unlike_others(params, boxes), "steps": 1500})
     api.wait_for_fit(killed)
-    wait_until(lambda: has_checkpoint(installation), 60)
+    wait_until(lambda: checkpoints(installation) - others, 60)
     run_id, killed_s = api.run_id(killed), time.time()
     kill_hard(installation.flow_process(killed))
     wait_until(lambda: not installation.alive_of(UUID(killed)), 20)
