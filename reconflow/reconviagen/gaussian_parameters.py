@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 
 from reconflow.errors import ModelError, ValidationFailedError
 from reconflow.reconviagen.configuration import refuse_other_than
+from reconflow.reconviagen.elementwise import sigmoid, softplus
 from reconflow.reconviagen.gaussians import Gaussians
 from reconflow.reconviagen.view_sphere import radical_inverse
 
@@ -166,7 +167,7 @@ class GaussianParameters:
         """[N, 3] standard deviations along the own axes, never below the filter's."""
         bias = self.configuration.scaling_bias
         raw_bias = bias + math.log(-math.expm1(-bias))
-        return torch.sqrt(F.softplus(self.stored_scaling + raw_bias).square() + self.configuration.filter_3d**2)
+        return torch.sqrt(softplus(self.stored_scaling + raw_bias).square() + self.configuration.filter_3d**2)
 
     @property
     def rotations(self) -> Tensor:
@@ -182,7 +183,7 @@ class GaussianParameters:
     def opacities(self) -> Tensor:
         """[N, 1] opacities at the mean."""
         bias = self.configuration.opacity_bias
-        return torch.sigmoid(self.stored_opacity + math.log(bias / (1 - bias)))
+        return sigmoid(self.stored_opacity + math.log(bias / (1 - bias)))
 
     @property
     def colours(self) -> Tensor:

@@ -27,6 +27,7 @@ from reconflow.reconviagen.gaussian_parameters import (
     GaussianParameters,
     offset_perturbation,
 )
+from reconflow.reconviagen.linear import Linear
 from reconflow.reconviagen.mesh_extraction import feature_channels
 from reconflow.reconviagen.sparse_attention import full_attention, window_attention
 from reconflow.reconviagen.sparse_conv import PointwiseConv3d, SparseGroupNorm32, SubmanifoldConv3d, silu
@@ -88,7 +89,7 @@ class LatentTrunk(nn.Module):
         refuse_other_than("pe_mode", pe_mode, "ape")
         self.resolution, self.latent_channels, self.model_channels = resolution, latent_channels, model_channels
         heads = heads_from(model_channels, num_heads, num_head_channels)
-        self.input_layer = nn.Linear(latent_channels, model_channels)
+        self.input_layer = Linear(latent_channels, model_channels)
         shifts = [window_size // 2 * (index % 2) for index in range(num_blocks)]
         self.blocks = nn.ModuleList(
             WindowBlock(
@@ -165,7 +166,7 @@ class SLatGaussianDecoder(LatentTrunk):
         )
         self.configuration = GaussianConfiguration.from_official(resolution, representation_config or {})
         self.register_buffer("offset_perturbation", offset_perturbation(self.configuration))
-        self.out_layer = nn.Linear(model_channels, self.configuration.channels)
+        self.out_layer = Linear(model_channels, self.configuration.channels)
         if use_fp16:
             self.convert_to(torch.float16)
 
@@ -258,7 +259,7 @@ class SLatMeshDecoder(LatentTrunk):
             )
         widths = [model_channels, model_channels // 4, model_channels // 8]
         self.upsample = nn.ModuleList([SubdivideBlock(widths[0], widths[1]), SubdivideBlock(widths[1], widths[2])])
-        self.out_layer = nn.Linear(widths[2], feature_channels(use_color=self.use_color))
+        self.out_layer = Linear(widths[2], feature_channels(use_color=self.use_color))
         if use_fp16:
             self.convert_to(torch.float16)
 

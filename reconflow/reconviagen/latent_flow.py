@@ -29,7 +29,9 @@ from reconflow.reconviagen.attention import (
     torso_dtype,
 )
 from reconflow.reconviagen.configuration import refuse_other_than
+from reconflow.reconviagen.elementwise import silu
 from reconflow.reconviagen.embeddings import TimestepEmbedder, absolute_position_embedding
+from reconflow.reconviagen.linear import Linear
 from reconflow.reconviagen.sparse_conv import SubmanifoldConv3d
 from reconflow.reconviagen.sparse_tensor import SparseTensor, concatenate
 from reconflow.reconviagen.structure_flow import PreparedCondition
@@ -43,15 +45,15 @@ class SparseResidualBlock(nn.Module):
         self.norm1 = LayerNorm32(channels, eps=1e-6)
         self.conv1 = SubmanifoldConv3d(channels, out_channels)
         self.conv2 = SubmanifoldConv3d(out_channels, out_channels)
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_channels, 2 * out_channels))
-        self.skip_connection = nn.Identity() if channels == out_channels else nn.Linear(channels, out_channels)
+        self.emb_layers = nn.Sequential(nn.SiLU(), Linear(time_channels, 2 * out_channels))
+        self.skip_connection = nn.Identity() if channels == out_channels else Linear(channels, out_channels)
 
     def forward(self, x: SparseTensor, embedded_time: Tensor) -> SparseTensor:
         """Transform [T, channels] to [T, out_channels] at a time [B, time_channels]."""
         scale, shift = self.emb_layers(embedded_time).chunk(2, dim=-1)
-        h = self.conv1(x.with_feats(nn.functional.silu(self.norm1(x.feats))))
+        h = self.conv1(x.with_feats(silu(self.norm1(x.feats))))
         modulated = plain_layer_norm(h.feats, 1e-6) * (1 + x.voxels.spread(scale)) + x.voxels.spread(shift)
-        h = self.conv2(x.with_feats(nn.functional.silu(modulated)))
+        h = self.conv2(x.with_feats(silu(modulated)))
         return x.with_feats(h.feats + self.skip_connection(x.feats))
 
 
@@ -93,7 +95,7 @@ class SLatFlowModel(nn.Module):
         heads = heads_from(model_channels, num_heads, num_head_channels)
         self.t_embedder = TimestepEmbedder(model_channels)
         self.adaLN_modulation = modulation_network(model_channels) if share_mod else None
-        self.input_layer = nn.Linear(in_channels, io_channels)
+        self.input_layer = Linear(in_channels, io_channels)
         widths = [io_channels] * num_io_res_blocks
         self.input_blocks = nn.ModuleList(
             SparseResidualBlock(width, after, model_channels)
@@ -115,7 +117,7 @@ class SLatFlowModel(nn.Module):
             SparseResidualBlock(2 * width, after, model_channels)
             for width, after in zip([model_channels, *widths[1:]], widths, strict=True)
         )
-        self.out_layer = nn.Linear(io_channels, out_channels)
+        self.out_layer = Linear(io_channels, out_channels)
         if use_fp16:
             self.convert_to(torch.float16)
 

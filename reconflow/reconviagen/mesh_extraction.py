@@ -21,6 +21,7 @@ from reconflow.geometry.flexicubes import (
     unravel,
 )
 from reconflow.geometry.flexicubes_tables import CORNERS
+from reconflow.reconviagen.elementwise import sigmoid
 
 _FIELD, _SHIFT, _WEIGHTS, _COLOUR = 8, 8 * 3, 21, 8 * 6
 _KEEP_INSIDE = 1 - 1e-8
@@ -85,7 +86,7 @@ def extract_mesh(feats: Tensor, coords: Tensor, resolution: int, *, use_color: b
     field = torch.where(is_known, values[:, 0], 1.0)
     lattice = surface.vertex_coords().to(feats.dtype) / resolution - 0.5
     positions = lattice + _KEEP_INSIDE / (2 * resolution) * torch.tanh(values[:, 1:4])
-    attributes = torch.sigmoid(values[:, 4:]) if use_color else None
+    attributes = sigmoid(values[:, 4:]) if use_color else None
     weights = _cube_weights(feats, predicted, surface)
     result = extract_surface(surface, field, positions, weights, attributes)
     if not len(result.faces):
@@ -124,5 +125,5 @@ def _cube_weights(feats: Tensor, predicted: CubeGrid, surface: CubeGrid) -> Cube
     return CubeWeights(
         edges=torch.tanh(raw[:, :12]) * 0.99 + 1,
         corners=torch.tanh(raw[:, 12:20]) * 0.99 + 1,
-        quads=torch.sigmoid(raw[:, 20]) * 0.99 + 0.005,
+        quads=sigmoid(raw[:, 20]) * 0.99 + 0.005,
     )

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 
 from reconflow.errors import ModelError
+from reconflow.reconviagen import elementwise
+from reconflow.reconviagen.linear import linear
 from reconflow.reconviagen.sparse_tensor import NeighbourPairs, SparseTensor
 
 _CHUNK_VALUES = 2**24
@@ -42,7 +43,7 @@ class SubmanifoldConv3d(nn.Module):
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Convolve [T, in] to [T, out]; neighbours of other batch items do not exist."""
         weight = self.conv.weight
-        total = F.linear(x.feats, weight[:, 1, 1, 1], self.conv.bias)
+        total = linear(x.feats, weight[:, 1, 1, 1], self.conv.bias)
         total = total.to(accumulation_dtype(total.dtype))
         for pairs in x.voxels.neighbours:
             for rows, others, offset in both_directions(pairs):
@@ -83,7 +84,7 @@ class PointwiseConv3d(nn.Module):
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Transform every voxel of [T, in] to [T, out] for itself."""
         weight = self.conv.weight
-        return x.with_feats(torch.addmm(self.conv.bias, x.feats, weight.reshape(weight.shape[-1], len(weight))))
+        return x.with_feats(linear(x.feats, weight.reshape(weight.shape[-1], len(weight)).T, self.conv.bias))
 
 
 class SparseGroupNorm32(nn.GroupNorm):
@@ -129,7 +130,7 @@ def sum_of_rows(rows: list[Tensor]) -> Tensor:
 
 def silu(x: SparseTensor) -> SparseTensor:
     """The SiLU of every feature."""
-    return x.with_feats(F.silu(x.feats))
+    return x.with_feats(elementwise.silu(x.feats))
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -149,7 +150,7 @@ def add_products(total: Tensor, rows: Tensor, feats: Tensor, others: Tensor, wei
     length = max(1, _CHUNK_VALUES // max(weight.shape))
     for start in range(0, len(rows), length):
         chunk = slice(start, start + length)
-        products = F.linear(feats.index_select(0, others[chunk]), weight)
+        products = linear(feats.index_select(0, others[chunk]), weight)
         total.index_add_(0, rows[chunk], products.to(total.dtype))
 
 
