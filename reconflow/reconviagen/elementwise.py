@@ -16,15 +16,23 @@ _VECTOR = 64
 """Numbers that any instruction set takes in one go at most; twice those of a register."""
 _GRAIN = 32768
 """PyTorch gives a thread no fewer numbers."""
+_GELU_GRAIN = 1
+"""Of GELU it gives every thread a part, however small."""
 
 
-def elementwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a function of single numbers to all of a tensor."""
+def elementwise(function: Callable[[Tensor], Tensor], x: Tensor, grain: int = _GRAIN) -> Tensor:
+    """Apply a function of single numbers to all of a tensor.
+
+    Args:
+        function: The function.
+        x: Any shape.
+        grain: PyTorch gives a thread no fewer numbers.
+    """
     if x.device.type != "cpu":
         return function(x)
     flat, threads, numbers = x.reshape(-1), torch.get_num_threads(), x.numel()
-    grains = numbers // _GRAIN
-    whole = numbers - numbers % (threads * _VECTOR) if grains >= threads else grains * _GRAIN
+    grains = numbers // grain
+    whole = numbers - numbers % (threads * _VECTOR) if grains >= threads else grains * grain
     if threads == 1 or whole in (0, numbers):
         return function(flat).view(x.shape)
     return torch.cat([function(flat[:whole]), function(flat[whole:])]).view(x.shape)
@@ -58,7 +66,7 @@ class TanhGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform every number."""
-        return elementwise(_tanh_gelu, x)
+        return elementwise(_tanh_gelu, x, _GELU_GRAIN)
 
 
 def _tanh_gelu(x: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from reconflow.errors import (
 from reconflow.reconviagen import inference
 from reconflow.reconviagen.checkpoints import CLASSES
 from reconflow.reconviagen.dinov2 import DinoVisionTransformer
+from reconflow.reconviagen.elementwise import TanhGELU
 from reconflow.reconviagen.inference import GenerationSettings, generate
 from reconflow.reconviagen.mesh_extraction import extract_mesh
 from reconflow.reconviagen.networks import GivenNetworks, PipelineFacts, Role
@@ -224,6 +225,20 @@ def test_the_result_does_not_depend_on_the_number_of_threads(tmp_path: Path) -> 
         subprocess.run([sys.executable, "-c", script, str(threads), str(path)], check=True)
         results.append(torch.load(path, weights_only=True))
     assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
+
+
+def test_gelu_does_not_depend_on_the_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        for count in (1000, 16_385, 20_000, 55_296, 131_072):
+            x = 3 * torch.randn(count, generator=torch.Generator().manual_seed(0))
+            results = []
+            for threads in (1, 2, 3, 5, 7, 16):
+                torch.set_num_threads(threads)
+                results.append(TanhGELU()(x))
+            assert all(torch.equal(result, results[0]) for result in results)
+    finally:
+        torch.set_num_threads(before)
 
 
 COMPILED = (
