@@ -96,11 +96,11 @@ def register(
     refined = []
     for number, placement in enumerate(rough[:_FIRST_KEPT]):
         on_progress(2, 10, f"refining orientation {number + 1}")
-        refined.append(refine(medium, medium_colours, targets, placement.world_from_mesh, 16, (14.0, 3.0)).placement)
+        refined.append(refine(medium, medium_colours, targets, placement.world_from_mesh, 10, (14.0, 3.0)).placement)
     on_progress(6, 10, "comparing orientations")
     rivals = distinct(sorted(refined, key=lambda placement: placement.misfit.total))[:_SECOND_KEPT]
     targets = make_targets(observations, photos, _SECOND_SIDE)
-    compared = [refine(medium, medium_colours, targets, r.world_from_mesh, 8, (8.0, 3.0)).placement for r in rivals]
+    compared = [refine(medium, medium_colours, targets, r.world_from_mesh, 6, (8.0, 3.0)).placement for r in rivals]
     compared = distinct(sorted(compared, key=lambda placement: placement.misfit.total))
     best = compared[0].misfit.total
     level = [placement for placement in compared if placement.misfit.total <= best + _TIE]
@@ -108,7 +108,7 @@ def register(
     runner_up = compared[1].misfit.total if len(compared) > 1 else 1.0
     on_progress(8, 10, "aligning with the views")
     final = refine(
-        unit, colours, make_targets(observations, photos, longest_side), chosen.world_from_mesh, 6, (8.0, 3.0)
+        unit, colours, make_targets(observations, photos, longest_side), chosen.world_from_mesh, 5, (8.0, 3.0)
     )
     if final.placement.misfit.silhouette > 0.9:
         raise ModelConvergenceError(

@@ -56,8 +56,9 @@ class _System:
     def add(self, rows: Float64, residuals: Float64, gate_px: float) -> None:
         """Take (N, 7) derivatives and (N,) residuals, those beyond the gate not at all (Tukey's biweight)."""
         weights = np.square(np.maximum(1.0 - np.square(residuals / gate_px), 0.0))
-        self.hessian += (rows * weights[:, None]).T @ rows
-        self.gradient += rows.T @ (weights * residuals)
+        # einsum sums in one order whatever the number of threads; a matrix product need not
+        self.hessian += np.einsum("ni,nj->ij", rows * weights[:, None], rows)
+        self.gradient += np.einsum("ni,n->i", rows, weights * residuals)
         self.squares += float((weights * residuals**2).sum())
         self.count += float(weights.sum())
 
