@@ -87,8 +87,7 @@ def pages(server: Server, runs: argparse.Namespace) -> Iterator[Page]:
         progress = server.artifacts(runs.under_way)["nvdiffrec-progress"]
         yield Page("progress", f"/artifacts/artifact/{progress}", "share of the work", 700)
     if runs.done:
-        yield Page("runs", "/runs", "nvdiffrec", 800)
-        yield Page("run", f"/runs/flow-run/{runs.done}", "Task Runs", 760)
+        yield Page("runs", "/runs", "nvdiffrec", 1150)
         yield Page("run-artifacts", f"/runs/flow-run/{runs.done}", "Task Runs", 1300, tab="Artifacts")
         own = server.artifacts(runs.done)
         yield Page("preview", f"/artifacts/artifact/{own['nvdiffrec-preview']}", "seen from", 520)
@@ -97,10 +96,11 @@ def pages(server: Server, runs: argparse.Namespace) -> Iterator[Page]:
         yield Page("mesh", f"/artifacts/artifact/{own['nvdiffrec-mesh']}", "watertight", 620)
         yield Page("cameras", f"/artifacts/artifact/{own['nvdiffrec-cameras']}", "field of view", 560)
         yield Page("summary", f"/artifacts/artifact/{own['nvdiffrec-summary']}", "reconflow fetch", 1000)
+    if runs.failed:
+        yield Page("run-failed", f"/runs/flow-run/{runs.failed}", "Task Runs", 1180, tab="Details")
     for name in ("failed", "cancelled"):
         run = getattr(runs, name)
         if run:
-            yield Page(f"run-{name}", f"/runs/flow-run/{run}", "nvdiffrec", 1180, tab="Details")
             yield Page(name, f"/artifacts/artifact/{server.artifacts(run)['nvdiffrec-failure']}", "Next step", 680)
 
 
