@@ -12,12 +12,14 @@ from prefect.exceptions import ObjectNotFound
 from pydantic import SecretStr
 
 from blocks.artifact_store import ArtifactStoreBlock
+from blocks.model_weights import ModelWeightsBlock
 from blocks.notifications import DESTINATIONS, EmailDestination, WebhookDestination
 from blocks.quality import QualityThresholdsBlock
 
 BLOCK_TYPES: Final[tuple[type[Block], ...]] = (
     QualityThresholdsBlock,
     ArtifactStoreBlock,
+    ModelWeightsBlock,
     WebhookDestination,
     EmailDestination,
 )

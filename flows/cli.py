@@ -27,11 +27,13 @@ from flows.deploy_command import deploy_command
 from flows.expire_command import expire_command, pin_command, unpin_command
 from flows.link_command import fetch_command, link_command
 from flows.reprocess_command import reprocess_command
+from flows.weights_command import weights_app
 from flows.worker_command import worker_command
 from reconflow.datasets.files import DatasetFolder
 from reconflow.errors import Cancelled, ReconflowError, ValidationFailedError
 from reconflow.nvdiffrec.options import Preset
 from reconflow.progress import OnProgress
+from reconflow.reconviagen.options import RandomWeights
 from reconflow.request import Device, ModelName, RunRequest, make_request
 from reconflow.stage_results import RunSummary
 from reconflow.storage import LocalStore
@@ -50,6 +52,11 @@ SPELLED = {
     "target_faces": "--faces",
     "fov_deg": "--fov",
     "object_size_m": "--object-size",
+    "structure_steps": "--structure-steps",
+    "latent_steps": "--latent-steps",
+    "guidance": "--guidance",
+    "weights": "--weights",
+    "random_weights": "--random-weights",
 }
 """How the command line writes the fields of a request."""
 
@@ -82,6 +89,15 @@ def run_command(
     faces: Annotated[int | None, typer.Option("--faces", help="Upper bound on the mesh's triangles.")] = None,
     fov: Annotated[float | None, typer.Option("--fov", help="Horizontal field of view, degrees, when known.")] = None,
     object_size: Annotated[float | None, typer.Option(help="Longest side of the object, metres.")] = None,
+    structure_steps: Annotated[int | None, typer.Option(help="Sampler steps of reconviagen's structure.")] = None,
+    latent_steps: Annotated[int | None, typer.Option(help="Sampler steps of reconviagen's latent.")] = None,
+    guidance: Annotated[float, typer.Option(help="How strictly reconviagen keeps to the views.")] = 7.5,
+    weights: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Reconviagen's weights: a folder or s3://...; see `weights`.")
+    ] = None,
+    random_weights: Annotated[
+        RandomWeights | None, typer.Option(help="Try reconviagen out without weights; the result means nothing.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")] = False,  # noqa: FBT002
     show_traceback: Annotated[bool, typer.Option("--traceback", help="Show where a failure arose.")] = False,  # noqa: FBT002
     use_prefect: Annotated[bool, typer.Option("--prefect/--no-prefect", help="Run as a Prefect flow.")] = True,  # noqa: FBT002
@@ -92,7 +108,8 @@ def run_command(
         request = make_request(
             SPELLED, dataset=dataset, out=out, preset=preset, model=model, device=device, seed=seed, steps=steps,
             resolution=resolution, texture_size=texture_size, target_faces=faces, fov_deg=fov,
-            object_size_m=object_size,
+            object_size_m=object_size, structure_steps=structure_steps, latent_steps=latent_steps, guidance=guidance,
+            weights=weights, random_weights=random_weights,
         )  # fmt: skip
         if scheme_of(dataset) is None:
             DatasetFolder.open(Path(dataset))
@@ -166,6 +183,7 @@ app.command("link")(link_command)
 app.command("pin")(pin_command)
 app.command("reprocess")(reprocess_command)
 app.command("unpin")(unpin_command)
+app.add_typer(weights_app, name="weights")
 app.command("worker")(worker_command)
 
 

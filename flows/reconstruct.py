@@ -22,6 +22,7 @@ from prefect.states import Cancelled as CancelledState
 from prefect.states import Completed, Failed
 
 from blocks.artifact_store import using_locations
+from blocks.model_weights import using_weights
 from blocks.quality import load_thresholds
 from flows.cancellation_records import forget_own_cancellation
 from flows.run_ids import RUN_TAG
@@ -69,8 +70,8 @@ def reconstruct(params: RunRequest) -> State[Any]:
             return CancelledState(message=cancelled.message, data=cancelled)
     outcomes = StageOutcomes()
     try:
-        with using_locations(params.dataset, params.out) as (dataset, out):
-            request = params.model_copy(update={"dataset": dataset, "out": out})
+        with using_locations(params.dataset, params.out) as (dataset, out), using_weights(params.weights) as (weights,):
+            request = params.model_copy(update={"dataset": dataset, "out": out, "weights": weights})
             run = RunRef(run_id=_tagged_run_id(request), request=request, isolation=_isolation())
             with pipeline.opened(run, outcomes):
                 return _run_recorded(run, outcomes, flow_run_id)

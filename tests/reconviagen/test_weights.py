@@ -1,0 +1,362 @@
+"""Weights: found in folders as they come, fetched, recorded, verified; and loaded strictly or not at all."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from typer.testing import CliRunner
+
+from reconflow.errors import (
+    IncompleteResultsError,
+    ReconflowError,
+    StorageUnreachableError,
+    ValidationFailedError,
+    WeightsInvalidError,
+    WeightsMissingError,
+)
+from reconflow.reconviagen import checkpoints, networks
+from reconflow.reconviagen.dinov2 import DinoVisionTransformer
+from reconflow.reconviagen.inference import GenerationSettings, generate
+from reconflow.reconviagen.networks import PublishedNetworks, Role
+from reconflow.reconviagen.random_networks import IMAGE_SIZE, TINY, tiny_networks
+from reconflow.reconviagen.sampling import SamplerSettings
+from reconflow.reconviagen.vggt_aggregator import VGGT
+from reconflow.reconviagen.weight_sources import fetch_weights, open_source, resolve_weights
+from reconflow.reconviagen.weights import (
+    DINOV2_FILE,
+    LOCK_NAME,
+    WeightFile,
+    WeightsFolder,
+    check_files,
+    digest_of,
+    folder_state,
+    network_files,
+)
+
+STEM = "ckpts/{}"
+
+
+@pytest.fixture(autouse=True)
+def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks that have no configuration file of their own are as small as those of the files below."""
+    sizes = {"img_size": IMAGE_SIZE, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2.0}
+    monkeypatch.setattr(networks, "DinoVisionTransformer", partial(DinoVisionTransformer, **sizes, depth=2))
+    vggt = partial(VGGT, depth=24, num_heads=2, mlp_ratio=2.0, vit_depth=1, vit_num_heads=2, vit_mlp_ratio=2.0)
+    monkeypatch.setattr(networks, "VGGT", vggt)
+    unsized = WeightFile(DINOV2_FILE.bundle, DINOV2_FILE.path, DINOV2_FILE.about_bytes)
+    for module in ("weights", "networks"):
+        monkeypatch.setattr(f"reconflow.reconviagen.{module}.DINOV2_FILE", unsized)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as published, all networks tiny."""
+    root = tmp_path_factory.mktemp("published")
+    modules = tiny_networks(0)._modules
+    generator = root / "trellis-vggt-v0-2"
+    (generator / "ckpts").mkdir(parents=True)
+    for role, (name, arguments) in TINY.items():
+        stem = generator / STEM.format(role.value)
+        save_file(modules[role].state_dict(), stem.with_suffix(".safetensors"))
+        official = {"name": f"Elastic{name}", "args": {**arguments, "use_checkpoint": False}}
+        stem.with_suffix(".json").write_text(json.dumps(official), "utf-8")
+    sampler = {"name": "FlowEulerGuidanceIntervalSampler", "args": {"sigma_min": 1e-5}, "params": {}}
+    models = {role.value: STEM.format(role.value) for role in TINY} | {"slat_decoder_rf": "ckpts/never_read"}
+    pipeline = {
+        "models": models,
+        "sparse_structure_sampler": sampler,
+        "slat_sampler": sampler,
+        "slat_normalization": {"mean": [0.0] * 8, "std": [1.0] * 8},
+        "image_cond_model": "dinov2_vitl14_reg",
+    }
+    (generator / "pipeline.json").write_text(json.dumps({"name": "X", "args": pipeline}), "utf-8")
+    vggt = root / "vggt-object-v0-1"
+    vggt.mkdir()
+    heads = {name: torch.zeros(2) for name in ("camera_head.a", "point_head.b", "depth_head.c", "track_head.d")}
+    save_file({**modules[Role.VGGT].state_dict(), **heads}, vggt / "model.safetensors")
+    (vggt / "config.json").write_text(json.dumps({"img_size": IMAGE_SIZE, "embed_dim": 32}), "utf-8")
+    (root / "dinov2").mkdir()
+    torch.save(modules[Role.DINOV2].state_dict(), root / "dinov2" / DINOV2_FILE.path)
+    return root
+
+
+@pytest.fixture
+def copy(published: Path, tmp_path: Path) -> Path:
+    """A fetched copy, free to be damaged."""
+    fetch_weights([str(published)], tmp_path / "copy", accept_licence=True)
+    return tmp_path / "copy"
+
+
+def few() -> GenerationSettings:
+    sampler = SamplerSettings(2, 3.0, (0.6, 1.0), 0.5, 3.0)
+    return GenerationSettings(sampler, sampler, 1)
+
+
+def test_networks_loaded_stage_by_stage_generate_what_those_in_memory_generate(published: Path) -> None:
+    images = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+    provider = PublishedNetworks(WeightsFolder(published))
+    provider.facts = tiny_networks(0).facts  # the pictures' size is the published one otherwise
+    loaded, given = (generate(images, source, few()) for source in (provider, tiny_networks(0)))
+    assert torch.equal(loaded.mesh.faces, given.mesh.faces)
+    # where a tensor lies in its file decides in which order some products are summed
+    torch.testing.assert_close(loaded.mesh.vertices, given.mesh.vertices, atol=1e-5, rtol=0)
+    torch.testing.assert_close(loaded.gaussians.stored_xyz, given.gaussians.stored_xyz, atol=1e-5, rtol=0)
+    assert loaded.notes == ()
+
+
+def test_a_network_is_gone_when_its_block_ends(published: Path) -> None:
+    provider = PublishedNetworks(WeightsFolder(published))
+    with provider.open(Role.STRUCTURE_FLOW) as network:
+        assert {parameter.device.type for parameter in network.parameters()} == {"cpu"}
+    assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
+
+
+def test_float16_files_become_float32_on_the_cpu(copy: Path) -> None:
+    path = copy / "trellis-vggt-v0-2" / STEM.format("slat_vggt_cond.safetensors")
+    save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
+    with PublishedNetworks(WeightsFolder(copy)).open(Role.LATENT_CONDITION) as network:
+        assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def damage(path: Path, change: Any) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def test_every_wrong_tensor_is_listed_before_loading_fails(copy: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        del tensors["linear_blocks.0.0.bias"]
+        tensors["linear_blocks.1.0.bias"] = torch.zeros(3)
+        tensors["surplus"] = torch.zeros(1)
+
+    damage(copy / "trellis-vggt-v0-2" / STEM.format("slat_vggt_cond.safetensors"), change)
+    with (
+        pytest.raises(WeightsInvalidError, match="3 tensors differ") as caught,
+        PublishedNetworks(WeightsFolder(copy)).open(Role.LATENT_CONDITION),
+    ):
+        pass
+    assert [fault["message"] for fault in caught.value.details["faults"]] == [
+        "linear_blocks.0.0.bias 32 is missing",
+        "linear_blocks.1.0.bias has the shape 3 instead of 32",
+        "surplus 1 is unexpected",
+    ]
+
+
+@pytest.mark.parametrize("name", ["linear_blocks.0.0.lora_A.weight", "linear_blocks.0.0.base_layer.weight"])
+def test_leftovers_of_adapters_are_named_and_never_dropped(copy: Path, name: str) -> None:
+    path = copy / "trellis-vggt-v0-2" / STEM.format("slat_vggt_cond.safetensors")
+    damage(path, lambda tensors: tensors.update({name: torch.zeros(2, 2)}))
+    with (
+        pytest.raises(WeightsInvalidError, match="adapters of a fine-tuning") as caught,
+        PublishedNetworks(WeightsFolder(copy)).open(Role.LATENT_CONDITION),
+    ):
+        pass
+    assert name in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"name": "SLatRadianceFieldDecoder", "args": {}}, "no network 'SLatRadianceFieldDecoder'"),
+        ({"name": "ModulatedSLATMultiViewCond", "args": {"channels": 8, "depth": 3}}, "the arguments depth"),
+        ({"name": "SLatMeshDecoder", "args": {"resolution": 8}}, "not complete"),
+    ],
+)
+def test_an_unknown_configuration_is_refused(facts: dict[str, Any], words: str) -> None:
+    with pytest.raises(WeightsInvalidError, match=words):
+        checkpoints.build_network(facts)
+
+
+def test_a_cut_off_file_and_one_with_other_things_than_tensors_are_refused(copy: Path, tmp_path: Path) -> None:
+    path = copy / "trellis-vggt-v0-2" / STEM.format("slat_vggt_cond.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(WeightsInvalidError, match="damaged, cut off"), checkpoints.opened_safetensors(path, "x"):
+        pass
+    torch.save({"weights": Path("somewhere")}, tmp_path / "evil.pth")
+    with pytest.raises(WeightsInvalidError, match="something else than tensors"):
+        checkpoints.read_pth(tmp_path / "evil.pth", "x")
+    torch.save({"weights": 3}, tmp_path / "number.pth")
+    with pytest.raises(WeightsInvalidError, match="no plain collection"):
+        checkpoints.read_pth(tmp_path / "number.pth", "x")
+
+
+def test_a_stored_table_that_differs_from_its_formula_is_used_and_reported(copy: Path) -> None:
+    path = copy / "trellis-vggt-v0-2" / STEM.format("slat_decoder_gs.safetensors")
+    damage(path, lambda tensors: tensors["offset_perturbation"].add_(0.5))
+    provider = PublishedNetworks(WeightsFolder(copy))
+    with provider.open(Role.GAUSSIAN_DECODER) as decoder:
+        assert torch.equal(decoder.offset_perturbation, load_file(path)["offset_perturbation"])
+    assert provider.notes == (
+        "The stored offset_perturbation differs from its formula by 5.0e-01; the stored one was used.",
+    )
+
+
+def test_a_licence_that_restricts_use_has_to_be_accepted_and_is_recorded(published: Path, tmp_path: Path) -> None:
+    into = tmp_path / "weights"
+    with pytest.raises(ValidationFailedError, match="restricts what they may be used for") as caught:
+        fetch_weights([str(published)], into)
+    assert "vggt-object-v0-1" in caught.value.message
+    assert "--accept-licence" in caught.value.suggestion
+    assert not (into / "vggt-object-v0-1").exists()
+    report = fetch_weights([str(published)], into, accept_licence=True)
+    assert report.accepted == ("Stable-X/vggt-object-v0-1",)
+    assert fetch_weights([str(published)], into).fetched == ()
+
+
+def test_checksums_are_recorded_at_the_first_fetch_and_a_changed_file_is_found(copy: Path) -> None:
+    recorded = json.loads((copy / LOCK_NAME).read_text("utf-8"))["files"]
+    folder = WeightsFolder(copy)
+    assert set(recorded) == {file.name for file in folder.files()}
+    assert digest_of(check_files(folder)) == digest_of({name: facts["sha256"] for name, facts in recorded.items()})
+    path = copy / "dinov2" / DINOV2_FILE.path
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsInvalidError, match="not what was recorded") as caught:
+        check_files(folder, thoroughly=False)
+    assert caught.value.details["faults"][0]["file"] == f"dinov2/{DINOV2_FILE.path}"
+
+
+def test_a_folder_that_was_never_fetched_is_recorded_at_its_first_use(published: Path, tmp_path: Path) -> None:
+    hub = as_caches(published, tmp_path)
+    assert len(check_files(WeightsFolder(hub))) == 18
+    assert (hub / LOCK_NAME).is_file()
+
+
+def as_caches(published: Path, root: Path) -> Path:
+    """Lay the files out as the caches of Hugging Face and torch hub do."""
+    for bundle, repository in (
+        ("trellis-vggt-v0-2", "models--Stable-X--trellis-vggt-v0-2"),
+        ("vggt-object-v0-1", "models--Stable-X--vggt-object-v0-1"),
+    ):
+        snapshots = root / repository / "snapshots"
+        snapshots.mkdir(parents=True)
+        (snapshots / "0123abc").symlink_to(published / bundle)
+    (root / "checkpoints").mkdir()
+    (root / "checkpoints" / DINOV2_FILE.path).symlink_to(published / "dinov2" / DINOV2_FILE.path)
+    return root
+
+
+def test_weights_are_taken_from_caches_and_single_snapshots(published: Path, tmp_path: Path) -> None:
+    assert WeightsFolder(as_caches(published, tmp_path / "hub")).missing() == []
+    snapshots = [str(published / name) for name in ("trellis-vggt-v0-2", "vggt-object-v0-1", "dinov2")]
+    report = fetch_weights(snapshots, tmp_path / "into", accept_licence=True)
+    assert len(report.fetched) == 18
+
+
+def test_what_is_missing_is_said_with_size_licence_and_source(published: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsMissingError) as caught:
+        PublishedNetworks(WeightsFolder(tmp_path))
+    for words in ("ReconViaGen v0.2 (15 files, about 3.0 GB", "Apache-2.0", "Meta's VGGT licence", "1.2 GB"):
+        assert words in caught.value.message
+    with pytest.raises(WeightsMissingError, match="1 file,") as caught:
+        fetch_weights([str(published / "trellis-vggt-v0-2"), str(published / "dinov2")], tmp_path, accept_licence=True)
+    assert "--from" in caught.value.suggestion
+
+
+def test_a_network_may_lie_in_another_repository_but_never_outside() -> None:
+    (configuration, weights) = network_files("microsoft/TRELLIS-image-large/ckpts/ss_dec")
+    assert (configuration.name, weights.path) == ("TRELLIS-image-large/ckpts/ss_dec.json", "ckpts/ss_dec.safetensors")
+    assert weights.bundle.licence == "MIT"
+    assert network_files("somebody/weights/ckpts/x")[0].bundle.restricted
+    for stem in ("../../etc/passwd", "/etc/passwd", "ckpts/../../x", "c:/x", "ckpts\\x", ""):
+        with pytest.raises(WeightsInvalidError):
+            network_files(stem)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda args: args["models"].pop("slat_vggt_cond"), "places no slat_vggt_cond"),
+        (lambda args: args.pop("slat_normalization"), "normalisation"),
+        (lambda args: args.update(image_cond_model="clip"), "other image features"),
+    ],
+)
+def test_a_pipeline_of_another_model_is_refused(copy: Path, change: Any, words: str) -> None:
+    path = copy / "trellis-vggt-v0-2" / "pipeline.json"
+    content = json.loads(path.read_text("utf-8"))
+    change(content["args"])
+    path.write_text(json.dumps(content), "utf-8")
+    with pytest.raises(WeightsInvalidError, match=words):
+        PublishedNetworks(WeightsFolder(copy))
+
+
+@pytest.fixture
+def web(published: Path) -> Iterator[str]:
+    """A web server with the files."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(published)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_files_are_fetched_from_the_web_when_that_is_asked_for(web: str, published: Path, tmp_path: Path) -> None:
+    fetch_weights([web], tmp_path, accept_licence=True)
+    wanted, found = (digest_of(check_files(WeightsFolder(root))) for root in (published, tmp_path))
+    assert found == wanted
+    (published / LOCK_NAME).unlink()
+    with pytest.raises(WeightsMissingError):
+        fetch_weights([f"{web}/nowhere"], tmp_path / "other")
+
+
+def test_a_web_server_that_is_not_there_is_unreachable_and_other_schemes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageUnreachableError):
+        fetch_weights(["http://127.0.0.1:9"], tmp_path)
+    for place in ("http://example.com/weights", "ftp://example.com"):
+        with pytest.raises(ValidationFailedError):
+            open_source(place)
+    with pytest.raises(ValidationFailedError):
+        resolve_weights("https://example.com/weights")
+
+
+def test_the_commands_fetch_verify_and_show(published: Path, tmp_path: Path) -> None:
+    from flows.cli import app
+
+    into, runner = str(tmp_path / "weights"), CliRunner()
+    refused = runner.invoke(app, ["weights", "fetch", "--from", str(published), "--into", into])
+    assert refused.exit_code == 1
+    assert "--accept-licence" in refused.stderr
+    fetched = runner.invoke(app, ["weights", "fetch", "--from", str(published), "--into", into, "--accept-licence"])
+    assert fetched.exit_code == 0, fetched.stderr
+    assert "Meta's VGGT licence" in fetched.stderr
+    verified = runner.invoke(app, ["weights", "verify", "--into", into, "--json"])
+    assert len(json.loads(verified.stdout)["files"]) == 18
+    status = runner.invoke(app, ["weights", "status", "--into", into, "--json"])
+    rows = json.loads(status.stdout)["bundles"]
+    assert [row["missing"] for row in rows] == [[], [], []]
+    assert [row["accepted"] for row in rows] == [False, True, False]
+    assert runner.invoke(app, ["weights", "status", "--into", into]).exit_code == 0
+    empty = runner.invoke(app, ["weights", "verify", "--into", str(tmp_path / "empty")])
+    assert empty.exit_code == 1
+    assert "WEIGHTS_MISSING" in empty.stderr
+
+
+def test_the_state_of_an_empty_folder_names_every_file(tmp_path: Path) -> None:
+    rows = folder_state(WeightsFolder(tmp_path))
+    assert sum(len(row["missing"]) for row in rows) == 18
+    assert [row["restricted"] for row in rows] == [False, True, False]
+
+
+def test_errors_of_weights_have_codes_of_their_own() -> None:
+    assert {WeightsMissingError.code, WeightsInvalidError.code} == {"WEIGHTS_MISSING", "WEIGHTS_INVALID"}
+    assert not issubclass(WeightsMissingError, IncompleteResultsError)
+    assert issubclass(WeightsMissingError, ReconflowError)
