@@ -128,7 +128,7 @@ def _reporting(console: Console, *, as_json: bool) -> Iterator[OnProgress]:
 
     told: set[str] = set()
 
-    def report(_step: int, _total: int, message: str) -> None:
+    def report(step: int, total: int, message: str) -> None:  # noqa: ARG001 - called by these names
         if message not in told:
             told.add(message)
             console.print(message, highlight=False)

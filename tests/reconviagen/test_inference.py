@@ -133,7 +133,7 @@ def test_random_networks_leave_the_global_generator_alone() -> None:
 
 def test_every_sampler_step_is_told_and_progress_never_goes_back(tiny: GivenNetworks, images: Tensor) -> None:
     told: list[tuple[int, str]] = []
-    generate(images, tiny, FEW, lambda step, _total, message: told.append((step, message)))
+    generate(images, tiny, FEW, lambda step, total, message: told.append((step, message)))
     assert [step for step, _ in told] == sorted(step for step, _ in told)
     assert told[-1][0] == 1000
     for part in ("sampling the structure", "sampling the latent"):
@@ -143,7 +143,7 @@ def test_every_sampler_step_is_told_and_progress_never_goes_back(tiny: GivenNetw
 def test_a_run_can_be_cancelled_between_any_two_steps(tiny: GivenNetworks, images: Tensor) -> None:
     calls = 0
 
-    def stop(_step: int, _total: int, message: str) -> None:
+    def stop(step: int, total: int, message: str) -> None:
         nonlocal calls
         calls += message == "sampling the structure"
         if calls == 3:

@@ -79,10 +79,9 @@ def test_a_run_with_random_weights_stores_everything_and_says_that_they_were_ran
 ) -> None:
     told: list[str] = []
     with pytest.raises(QualityThresholdError) as caught:
-        run_pipeline(request_for(dataset, tmp_path), lambda _step, _total, message: told.append(message))
-    layout = RunLayout(
-        tmp_path / "runs" / caught.value.details["run_id"], caught.value.details["run_id"], "reconviagen"
-    )
+        run_pipeline(request_for(dataset, tmp_path), lambda step, total, message: told.append(message))
+    run_id = str(caught.value.details["run_id"])
+    layout = RunLayout(tmp_path / "runs" / run_id, run_id, "reconviagen")
     assert len(read_glb(layout.glb).mesh.faces) > 100
     facts = json.loads(layout.manifest.read_text("utf-8"))["facts"]
     assert facts["weights"] == {"reconviagen": "random tiny"}
@@ -101,7 +100,7 @@ def test_without_weights_a_run_ends_before_anything_is_computed_and_says_what_to
     told: list[str] = []
     request = request_for(dataset, tmp_path, random_weights=None, weights=str(tmp_path / "nothing"))
     with pytest.raises(WeightsMissingError) as caught:
-        run_pipeline(request, lambda _step, _total, message: told.append(message))
+        run_pipeline(request, lambda step, total, message: told.append(message))
     assert "VGGT, tuned on objects (2 files, about 5.0 GB" in caught.value.message
     assert "Meta's VGGT licence" in caught.value.message
     assert "--accept-licence" in caught.value.suggestion

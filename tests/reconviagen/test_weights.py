@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ STEM = "ckpts/{}"
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The networks that have no configuration file of their own are as small as those of the files below."""
-    sizes = {"img_size": IMAGE_SIZE, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2.0}
+    sizes: dict[str, Any] = {"img_size": IMAGE_SIZE, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2.0}
     monkeypatch.setattr(networks, "DinoVisionTransformer", partial(DinoVisionTransformer, **sizes, depth=2))
     vggt = partial(VGGT, depth=24, num_heads=2, mlp_ratio=2.0, vit_depth=1, vit_num_heads=2, vit_mlp_ratio=2.0)
     monkeypatch.setattr(networks, "VGGT", vggt)
@@ -128,6 +128,10 @@ def test_float16_files_become_float32_on_the_cpu(copy: Path) -> None:
         assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
 
 
+def faults_of(error: ReconflowError) -> list[dict[str, str]]:
+    return cast("list[dict[str, str]]", error.details["faults"])
+
+
 def damage(path: Path, change: Any) -> None:
     tensors = load_file(path)
     change(tensors)
@@ -146,7 +150,7 @@ def test_every_wrong_tensor_is_listed_before_loading_fails(copy: Path) -> None:
         PublishedNetworks(WeightsFolder(copy)).open(Role.LATENT_CONDITION),
     ):
         pass
-    assert [fault["message"] for fault in caught.value.details["faults"]] == [
+    assert [fault["message"] for fault in faults_of(caught.value)] == [
         "linear_blocks.0.0.bias 32 is missing",
         "linear_blocks.1.0.bias has the shape 3 instead of 32",
         "surplus 1 is unexpected",
@@ -225,7 +229,7 @@ def test_checksums_are_recorded_at_the_first_fetch_and_a_changed_file_is_found(c
     path.write_bytes(content)
     with pytest.raises(WeightsInvalidError, match="not what was recorded") as caught:
         check_files(folder, thoroughly=False)
-    assert caught.value.details["faults"][0]["file"] == f"dinov2/{DINOV2_FILE.path}"
+    assert faults_of(caught.value)[0]["file"] == f"dinov2/{DINOV2_FILE.path}"
 
 
 def test_a_folder_that_was_never_fetched_is_recorded_at_its_first_use(published: Path, tmp_path: Path) -> None:
