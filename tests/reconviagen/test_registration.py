@@ -146,7 +146,8 @@ def test_known_meshes_of_the_evaluation_data_are_recovered(name: str) -> None:
 def test_the_result_does_not_depend_on_the_number_of_threads() -> None:
     script = (
         "from tests.reconviagen.test_registration import *;"
-        "print(register(solid(0), observations_of(solid(0), 48), longest_side=48).world_from_mesh.matrix.tobytes().hex())"
+        "found = register(solid(0), observations_of(solid(0), 48), longest_side=48);"
+        "print(found.world_from_mesh.matrix.tobytes().hex())"
     )
     variables = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     printed = {
