@@ -87,9 +87,20 @@ def examine_machine(needs: Needs) -> list[Finding]:
         *(examine_gpus(needs) if needs.device == "cuda" else [Finding("device", "the CPU, as chosen")]),
         _disk(needs),
         attempt("place for results", lambda: _storage(needs.out)),
-        Finding("weights", "nvdiffrec needs none"),
+        Finding("weights", _weights()),
         Finding("allowed places", os.environ.get(ALLOWED_ROOTS) or f"any: {ALLOWED_ROOTS} is not set"),
     ]
+
+
+def _weights() -> str:
+    from reconflow.reconviagen.weight_sources import default_folder
+    from reconflow.reconviagen.weights import WeightsFolder
+
+    missing = WeightsFolder(default_folder()).missing()
+    state = (
+        f"{len(missing)} files of reconviagen are not in its own folder" if missing else "those of reconviagen are here"
+    )
+    return f"nvdiffrec needs none; {state}"
 
 
 def attempt(what: str, look: Callable[[], str]) -> Finding:

@@ -69,7 +69,8 @@ def verify_command(
     console = Console(stderr=True)
     with _reporting(console, as_json=as_json) as on_progress:
         from reconflow.reconviagen.weight_sources import default_folder
-        from reconflow.reconviagen.weights import WeightsFolder, check_files, digest_of
+        from reconflow.reconviagen.weights import WeightsFolder, digest_of
+        from reconflow.reconviagen.weights_record import check_files
 
         folder = WeightsFolder((into or default_folder()).expanduser())
         checksums = check_files(folder, on_progress=on_progress)
@@ -88,7 +89,8 @@ def status_command(
     console = Console(stderr=True)
     with _reporting(console, as_json=as_json):
         from reconflow.reconviagen.weight_sources import default_folder
-        from reconflow.reconviagen.weights import WeightsFolder, folder_state, size_text
+        from reconflow.reconviagen.weights import WeightsFolder, size_text
+        from reconflow.reconviagen.weights_record import folder_state
 
         root = (into or default_folder()).expanduser()
         rows = folder_state(WeightsFolder(root))

@@ -87,7 +87,7 @@ def _needs_of_generation(pixels: int, views: int, settings: ReconviagenSettings,
     disk = 64 * MIB + settings.texture_size**2 * 16 + (settings.target_faces or 100_000) * 600
     if settings.random_weights is not None:
         return Needs(finishing, disk)
-    networks = NETWORK_BYTES[device] + views * BYTES_PER_VIEW + DECODING_BYTES
+    networks = NETWORK_BYTES[device] + min(views, settings.max_views) * BYTES_PER_VIEW + DECODING_BYTES
     if device == "cpu":
         return Needs(max(networks, finishing), disk)
     return Needs(finishing, disk, gpu_bytes=networks)

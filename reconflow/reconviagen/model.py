@@ -6,6 +6,7 @@ What computes is imported when it is needed: to be asked for its version, a mode
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from reconflow.errors import GpuUnavailableError, InvalidFileFormatError, ReconflowError, ValidationFailedError
@@ -95,12 +96,16 @@ class ReconvGenModel:
         settings, started = options.settings(), time.perf_counter()
         networks, weights = open_networks(options, self._device, part_of(on_progress, 0.0, 0.02))
         size = networks.facts.image_size
-        images = images_to_tensor([_prepared(view, size) for view in dataset.views], resolution=size)
+        views = chosen_views(dataset.views, settings.max_views)
+        images = images_to_tensor([_prepared(view, size) for view in views], resolution=size)
         opened_s = round(time.perf_counter() - started, 3)
         generation = generate(images, networks, generation_settings(settings), part_of(on_progress, 0.02, 0.7))
         notes = [*generation.notes, *([RANDOM_NOTE] if settings.random_weights else [])]
+        if len(views) < len(dataset.views):
+            notes.append(f"The shape was generated from {len(views)} of the {len(dataset.views)} views, evenly chosen.")
         facts = {
             "weights": weights,
+            "views": [view.name for view in views],
             "voxels": generation.voxels,
             "raw_vertices": len(generation.mesh.vertices),
             "raw_faces": len(generation.mesh.faces),
@@ -135,7 +140,8 @@ def identify_weights(options: ReconviagenOptions, on_progress: OnProgress = igno
     if options.random_weights is not None:
         return f"random {options.random_weights.value}"
     from reconflow.reconviagen.weight_sources import resolve_weights
-    from reconflow.reconviagen.weights import check_files, digest_of
+    from reconflow.reconviagen.weights import digest_of
+    from reconflow.reconviagen.weights_record import check_files
 
     return digest_of(check_files(resolve_weights(options.weights), thoroughly=False, on_progress=on_progress))
 
@@ -154,12 +160,20 @@ def open_networks(
         return tiny_networks(0, device), {"random": options.random_weights.value, "licences": {}}
     from reconflow.reconviagen.networks import PublishedNetworks
     from reconflow.reconviagen.weight_sources import resolve_weights
-    from reconflow.reconviagen.weights import check_files, digest_of
+    from reconflow.reconviagen.weights import digest_of
+    from reconflow.reconviagen.weights_record import check_files
 
     folder = resolve_weights(options.weights)
     checksums = check_files(folder, thoroughly=False, on_progress=on_progress)
     licences = {bundle.source: bundle.licence for bundle in folder.bundles()}
     return PublishedNetworks(folder, device), {"digest": digest_of(checksums), "licences": licences}
+
+
+def chosen_views(views: Sequence[View], at_most: int) -> list[View]:
+    """Return the views that the networks read: all, or so many of them, evenly spaced in their order."""
+    if len(views) <= at_most:
+        return list(views)
+    return [views[index * len(views) // at_most] for index in range(at_most)]
 
 
 def generation_settings(settings: ReconviagenSettings) -> GenerationSettings:

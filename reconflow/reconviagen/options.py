@@ -28,6 +28,8 @@ class ReconviagenSettings(BaseModel):
     """Sampler steps of the structured latent."""
     guidance: float
     """Weight of the prediction with the views; 1 switches guidance off."""
+    max_views: int
+    """Views that the networks read at most; from more of them so many are chosen evenly."""
     max_voxels: int
     """Occupied voxels beyond which a structure is refused."""
     texture_size: int
@@ -64,6 +66,8 @@ _PRESETS: dict[Preset, dict[str, Any]] = {
 }  # fmt: skip
 _GUIDANCE = 7.5
 _MAX_VOXELS = 50_000
+_MAX_VIEWS = 16
+"""What the published demonstration was measured with; the cost grows with the square of the views."""
 
 
 class ReconviagenOptions(BaseModel):
@@ -82,6 +86,9 @@ class ReconviagenOptions(BaseModel):
     )
     guidance: Annotated[float, Field(ge=1, le=50)] = Field(
         default=_GUIDANCE, title="Guidance", description="Weight of the prediction with the views; 1 for none."
+    )
+    max_views: Annotated[int, Field(ge=1, le=256)] = Field(
+        default=_MAX_VIEWS, title="Most views", description="Of more views so many are chosen evenly; all are painted."
     )
     max_voxels: Annotated[int, Field(ge=100, le=300_000)] = Field(
         default=_MAX_VOXELS, title="Most voxels", description="Structures with more occupied voxels are refused."
@@ -110,6 +117,7 @@ class ReconviagenOptions(BaseModel):
             if (value := getattr(self, name)) is not None
         }
         kept = {
-            name: getattr(self, name) for name in ("guidance", "max_voxels", "target_faces", "random_weights", "seed")
+            name: getattr(self, name)
+            for name in ("guidance", "max_views", "max_voxels", "target_faces", "random_weights", "seed")
         }
         return ReconviagenSettings(**(_PRESETS[self.preset] | given | kept))

@@ -24,11 +24,11 @@ from reconflow.reconviagen.weights import (
     Bundle,
     WeightFile,
     WeightsFolder,
-    check_files,
     invalid_error,
     missing_error,
     size_text,
 )
+from reconflow.reconviagen.weights_record import check_files, read_lock
 from reconflow.storage import check_allowed, open_bucket
 from reconflow.storage.cache import cache_root
 from reconflow.storage.locations import scheme_of
@@ -90,7 +90,7 @@ def fetch_weights(
     if folder.find(PIPELINE_FILE) is None:
         _bring(PIPELINE_FILE, sources, folder, on_progress)
         fetched.append(PIPELINE_FILE.name)
-    files, lock = folder.files(), folder.lock
+    files, lock = folder.files(), read_lock(folder)
     wanted = [file for file in files if folder.find(file) is None]
     restricted = [bundle for bundle in folder.bundles() if bundle.restricted and bundle.source not in lock.accepted]
     if restricted and not accept_licence:

@@ -1,8 +1,7 @@
 """Which files the published model consists of, where they lie in a folder, and what is known of them.
 
-Sizes and licences are what their sources state; a checksum is never assumed: the first fetch or use of a file records
-it in `weights.lock.json` beside the files, and every later one is compared. How files get here is in `weight_sources`,
-what is in them in `checkpoints`.
+Sizes and licences are what their sources state. What is recorded of files is in `weights_record`, how they get here in
+`weight_sources`, what is in them in `checkpoints`.
 """
 
 from __future__ import annotations
@@ -10,14 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from reconflow.errors import WeightsInvalidError, WeightsMissingError
-from reconflow.outputs.files import sha256_of, write_json
-from reconflow.progress import OnProgress, ignore_progress
 
 LOCK_NAME: Final = "weights.lock.json"
 PIPELINE_ROLES: Final = (
@@ -219,11 +215,6 @@ class WeightsFolder:
         """Return what the files come from, each once."""
         return list(dict.fromkeys(file.bundle for file in self.files()))
 
-    @property
-    def lock(self) -> WeightsLock:
-        """What was recorded of the files here."""
-        return WeightsLock.read(self.root / LOCK_NAME)
-
     def _candidates(self, file: WeightFile) -> Iterator[Path]:
         bundle = file.bundle
         yield self.root / bundle.name / file.path
@@ -242,94 +233,6 @@ class WeightsFolder:
         return is_generator if bundle.name == GENERATOR.name else bundle.name == VGGT.name and not is_generator
 
 
-@dataclass
-class WeightsLock:
-    """What was recorded of the files in a folder.
-
-    Attributes:
-        path: The lock file.
-        files: Per file `sha256`, `size` and `mtime_ns` at its recording.
-        accepted: Sources whose restricting licences were accepted.
-    """
-
-    path: Path
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    accepted: list[str] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, path: Path) -> WeightsLock:
-        """Read a lock file; an empty one when there is none.
-
-        Raises:
-            WeightsInvalidError: It is damaged.
-        """
-        if not path.is_file():
-            return cls(path)
-        try:
-            content = json.loads(path.read_text("utf-8"))
-            return cls(path, dict(content["files"]), list(content["accepted_licences"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise WeightsInvalidError(
-                f"{LOCK_NAME} is damaged.",
-                suggestion="Remove it; the checksums are recorded anew at the next use.",
-                faults=[{"file": LOCK_NAME, "message": "damaged"}],
-            ) from error
-
-    def record(self, file: WeightFile, path: Path, sha256: str) -> None:
-        """Take note of a file's checksum."""
-        facts = path.stat()
-        self.files[file.name] = {"sha256": sha256, "size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
-
-    def write(self) -> None:
-        """Write the lock file."""
-        write_json(self.path, {"files": self.files, "accepted_licences": sorted(set(self.accepted))})
-
-
-def check_files(
-    folder: WeightsFolder, *, thoroughly: bool = True, on_progress: OnProgress = ignore_progress
-) -> dict[str, str]:
-    """Compare every file with what was recorded of it, and record those of which nothing was.
-
-    Args:
-        folder: The weights.
-        thoroughly: Read every file; else only those whose size or time has changed since they were recorded.
-        on_progress: Told of every file.
-
-    Returns:
-        SHA-256 by file.
-
-    Raises:
-        WeightsMissingError: A file is missing.
-        WeightsInvalidError: A file is not what was recorded; all of them are listed.
-    """
-    missing = folder.missing()
-    if missing:
-        raise missing_error(missing)
-    lock, files, found, faults = folder.lock, folder.files(), {}, []
-    recorded = len(lock.files)
-    for index, file in enumerate(files):
-        on_progress(index, len(files), f"checking {file.name}")
-        path = folder.need(file)
-        known = lock.files.get(file.name)
-        facts = path.stat()
-        if file.size is not None and facts.st_size != file.size:
-            faults.append(_fault(file, f"{facts.st_size} bytes instead of {file.size}"))
-        elif known is None or thoroughly or (known["size"], known["mtime_ns"]) != (facts.st_size, facts.st_mtime_ns):
-            found[file.name] = sha256_of(path)
-            expected = file.sha256 or (known or {}).get("sha256")
-            if expected not in (None, found[file.name]):
-                faults.append(_fault(file, "its content is not what was recorded"))
-            lock.record(file, path, found[file.name])
-        else:
-            found[file.name] = known["sha256"]
-    if faults:
-        raise invalid_error(faults)
-    if len(lock.files) > recorded:
-        with suppress(OSError):  # a folder that cannot be written to is read anew at every use
-            lock.write()
-    return found
-
-
 def digest_of(checksums: Mapping[str, str]) -> str:
     """Return one name for a set of files: a SHA-256, hex, over names and checksums."""
     text = "\n".join(f"{name} {sha256}" for name, sha256 in sorted(checksums.items()))
@@ -345,9 +248,9 @@ def read_json(path: Path, file: WeightFile) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise invalid_error([_fault(file, "this is no JSON")]) from error
+        raise invalid_error([fault(file, "this is no JSON")]) from error
     if not isinstance(content, dict):
-        raise invalid_error([_fault(file, "this is no JSON object")])
+        raise invalid_error([fault(file, "this is no JSON object")])
     return content
 
 
@@ -373,7 +276,7 @@ def missing_error(files: Iterable[WeightFile]) -> WeightsMissingError:
 
 def invalid_error(faults: list[dict[str, str]]) -> WeightsInvalidError:
     """Return the error that lists what is wrong with which file."""
-    named = "; ".join(f"{fault['file']}: {fault['message']}" for fault in faults[:4])
+    named = "; ".join(f"{one['file']}: {one['message']}" for one in faults[:4])
     more = f"; and {len(faults) - 4} more" * (len(faults) > 4)
     return WeightsInvalidError(
         f"Weights of reconviagen cannot be used. {named}{more}.",
@@ -382,7 +285,8 @@ def invalid_error(faults: list[dict[str, str]]) -> WeightsInvalidError:
     )
 
 
-def _fault(file: WeightFile, message: str) -> dict[str, str]:
+def fault(file: WeightFile, message: str) -> dict[str, str]:
+    """Return one entry of an error's `details["faults"]`."""
     return {"file": file.name, "message": message}
 
 
@@ -393,27 +297,3 @@ def size_text(count: float) -> str:
             return f"{count:.0f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
-
-
-def folder_state(folder: WeightsFolder) -> list[dict[str, Any]]:
-    """Tell of every bundle what is there, as JSON-able rows: files, those missing, bytes, licence, what is recorded."""
-    files, lock, rows = folder.files(), folder.lock, []
-    for bundle in dict.fromkeys(file.bundle for file in files):
-        own = [file for file in files if file.bundle == bundle]
-        found = {file.name: path for file in own if (path := folder.find(file)) is not None}
-        rows.append(
-            {
-                "bundle": bundle.name,
-                "title": bundle.title,
-                "source": bundle.source,
-                "licence": bundle.licence,
-                "restricted": bundle.restricted,
-                "files": len(own),
-                "missing": [file.name for file in own if file.name not in found],
-                "bytes": sum(path.stat().st_size for path in found.values()),
-                "about_bytes": sum(file.about_bytes for file in own),
-                "recorded": sum(name in lock.files for name in found),
-                "accepted": bundle.source in lock.accepted,
-            }
-        )
-    return rows

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from reconflow.outputs.previews import write_turntable
 from reconflow.outputs.runs import RunLayout
 from reconflow.pipeline import run_pipeline
 from reconflow.quality.glb_reader import read_glb
-from reconflow.reconviagen.model import RANDOM_NOTE, ReconvGenModel
+from reconflow.reconviagen.model import RANDOM_NOTE, ReconvGenModel, chosen_views
 from reconflow.rendering.shade import render_textured
 from reconflow.request import ModelName, RunRequest, make_request
 
@@ -124,6 +125,13 @@ def test_presets_spend_more_and_more_and_are_overridden() -> None:
     for name in ("structure_steps", "latent_steps", "gaussian_views", "visibility_views"):
         assert getattr(draft, name) < getattr(standard, name) < getattr(high, name)
     assert (standard.structure_steps, standard.latent_steps, standard.guidance) == (30, 12, 7.5)
+
+
+def test_of_many_views_so_many_as_allowed_are_chosen_evenly() -> None:
+    views: list[Any] = list(range(40))
+    assert chosen_views(views, 40) == views
+    assert chosen_views(views, 4) == [0, 10, 20, 30]
+    assert len(set(chosen_views(views, 16))) == 16
 
 
 def test_a_gpu_that_is_missing_is_an_error() -> None:

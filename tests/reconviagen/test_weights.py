@@ -37,11 +37,10 @@ from reconflow.reconviagen.weights import (
     LOCK_NAME,
     WeightFile,
     WeightsFolder,
-    check_files,
     digest_of,
-    folder_state,
     network_files,
 )
+from reconflow.reconviagen.weights_record import check_files, folder_state
 
 STEM = "ckpts/{}"
 
