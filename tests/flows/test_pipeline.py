@@ -142,7 +142,7 @@ def test_a_damaged_intermediate_file_is_noticed(
 def test_options_out_of_range_are_refused_together() -> None:
     with pytest.raises(ValidationFailedError) as caught:
         reconstruct_folder("nowhere", steps=-1, seed=-1, colour="red")
-    assert caught.value.details["options"] == ["seed", "steps", "colour"]
+    assert caught.value.details["options"] == ["steps", "seed", "colour"]
 
 
 def test_a_run_that_cannot_fit_into_memory_is_not_started() -> None:
