@@ -148,7 +148,7 @@ def attempt_through(
     return seconds
 
 
-@pytest.mark.parametrize(("rate", "part"), [(0.3, 1), (0.7, 4)])
+@pytest.mark.parametrize(("rate", "part"), [(0.3, 1), (0.7, 10)])
 def test_a_store_that_fails_often_gets_a_whole_run_or_none(
     rate: float,
     part: int,
