@@ -206,6 +206,7 @@ def wait_for_fit(processes: PrefectProcesses, client: SyncPrefectClient, flow_ru
 
 
 def processes_with(*variables: str) -> dict[int, str]:
+    """Return the processes that have all these `NAME=value` in their environment, with their command lines."""
     wanted, found = {variable.encode() for variable in variables}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
