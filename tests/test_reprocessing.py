@@ -12,16 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconflow.datasets.sources import DatasetSource, describe_source, find_datasets, location_mark
-from reconflow.reprocessing import Decision, Verdict, Wanted, decide, decide_all, submission_key
+from reconflow.reprocessing import Decision, Verdict, Wanted, decide, decide_all, submission_key, wanted_of
 from reconflow.request import RunRequest
 from reconflow.run_records import RunRecord
 
 LOCATION = "s3://bucket/sets/boot"
-OPTIONS = {
-    name: value
-    for name, value in RunRequest(dataset="-", out="-").model_dump(mode="json").items()
-    if name not in {"dataset", "out", "device"}
-}
+OPTIONS = wanted_of(RunRequest(dataset="-", out="-")).options
 VERSIONS = {"reconflow": "2", "nvdiffrec": "1"}
 WANTED = Wanted(OPTIONS, VERSIONS, "s3://bucket/out")
 NOW = DatasetSource(location=LOCATION, listing="now")
