@@ -14,9 +14,7 @@ demo: $(VENV)/.core
 	$(BIN)/reconflow run $(DATASET) --out $(OUT)
 
 test: $(VENV)/.dev node_modules/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/flows --ignore=tests/deployments
-	$(BIN)/python -m pytest tests/flows
-	$(BIN)/python -m pytest tests/deployments
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What users, operators and callers meet: server, workers and object store as processes; docs/testing.md.
 e2e: $(VENV)/.dev

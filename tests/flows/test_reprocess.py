@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,9 @@ def test_a_walk_that_was_broken_off_is_taken_up_without_a_second_submission(
 
 def test_two_walks_at_once_submit_every_dataset_once(deployment: Any, walked: dict[str, Any], tmp_path: Path) -> None:
     reports: list[dict[str, Any]] = []
-    walks = [threading.Thread(target=lambda: reports.append(walk(**walked))) for _ in range(2)]
+    walks = [
+        threading.Thread(target=copy_context().run, args=(lambda: reports.append(walk(**walked)),)) for _ in range(2)
+    ]
     with walk_objects.StandInWorker(deployment, tmp_path / "out", completed):
         for thread in walks:
             thread.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -74,7 +75,7 @@ class StandInWorker:
         self._deployment, self._out, self._ending, self._block = deployment, out, ending, block
         self._first_when = first_when
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work)
+        self._thread = threading.Thread(target=copy_context().run, args=(self._work,))
         self.most_at_once = 0
 
     def __enter__(self) -> StandInWorker:

@@ -147,8 +147,9 @@ def test_a_killed_upload_leaves_nothing_that_a_reader_sees_and_can_be_swept(
     assert store.run_ids() == []
     with pytest.raises((JobNotFoundError, JobNotReadyError)):
         store.read_manifest(RUN)
-    assert s3_server.unfinished_uploads(bucket) == 1
-    assert store.sweep(3600).uploads == 1  # this server dates every upload to the year 2010
+    unfinished = s3_server.unfinished_uploads(bucket)
+    assert unfinished >= 1  # two when the answer to the first came too late and it was asked for again
+    assert store.sweep(3600).uploads == unfinished  # this server dates every upload to the year 2010
     store.discard_unfinished(RUN)
     assert s3_server.unfinished_uploads(bucket) == 0
     assert s3_server.keys(bucket) == []
