@@ -24,6 +24,8 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
 
+from deployments.pools import ENGINE_COMMAND
+
 ROOT: Final = Path(__file__).resolve().parents[1]
 MARK: Final = "RECONFLOW_MARK"
 POOL: Final = "measured"
@@ -38,10 +40,11 @@ class PrefectProcesses:
 
     Args:
         home: Folder of its database and logs; created.
+        extra: Further variables of the environment of everything that is started.
     """
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    def __init__(self, home: Path, extra: Mapping[str, str] | None = None) -> None:
+        self.home, self._extra = home, dict(extra or {})
         self.mark = secrets.token_hex(8)
         self.password = f"measured:{secrets.token_urlsafe(12)}"
         self.url = f"http://127.0.0.1:{_free_port()}/api"
@@ -64,6 +67,7 @@ class PrefectProcesses:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "DO_NOT_TRACK": "1",
+            **self._extra,
         }
 
     def __enter__(self) -> Self:
@@ -98,10 +102,12 @@ class PrefectProcesses:
         self._started.append(process)
         return process
 
-    def start_worker(self, client: SyncPrefectClient, name: str = "worker") -> subprocess.Popen[bytes]:
-        """Start a worker of the pool, and return when the server has heard of it."""
+    def start_worker(
+        self, client: SyncPrefectClient, name: str = "worker", limit: int | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a worker of the pool that takes so many runs at once, and return when the server has heard of it."""
         arguments = ("-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name)
-        process = self.start(name, *arguments)
+        process = self.start(name, *arguments, *(() if limit is None else ("--limit", str(limit))))
 
         def is_known() -> bool:
             found = client.request("POST", f"/work_pools/{POOL}/workers/filter", json={}).json()
@@ -160,7 +166,7 @@ class PrefectProcesses:
             work_pool_name=POOL,
             path=str(ROOT),
             entrypoint=entrypoint,
-            job_variables={"stream_output": False},
+            job_variables={"stream_output": False, "command": ENGINE_COMMAND},
         )
 
     def _answers(self) -> bool:

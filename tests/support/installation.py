@@ -39,8 +39,8 @@ class Installation(PrefectProcesses):
     """
 
     def __init__(self, home: Path, s3: S3Server, extra: Mapping[str, str]) -> None:
-        super().__init__(home)
-        self.s3, self._extra = s3, extra
+        super().__init__(home, extra)
+        self.s3 = s3
         self._numbers = itertools.count(100)
         self.bucket = s3.new_bucket()
         self.results = f"s3://{self.bucket}/results"
@@ -53,7 +53,6 @@ class Installation(PrefectProcesses):
             **self.s3.environment(),
             "AWS_EC2_METADATA_DISABLED": "true",
             "RECONFLOW_CACHE": str(self.home / "cache"),
-            **self._extra,
         }
 
     def reconflow(self, *arguments: str) -> subprocess.CompletedProcess[str]:
