@@ -24,7 +24,7 @@ from reconflow.request import Device, RunRequest
 from reconflow.resources import rss_bytes
 from reconflow.run_context import ModelOutcomes, RunRef, RunSite, StageOutcomes, forget_fetched, open_site
 from reconflow.run_lock import remove_leftovers, sole_attempt
-from reconflow.stage_cache import CheckpointKeeper, checkpoint_key, discard, remember
+from reconflow.stage_cache import CheckpointKeeper, checkpoint_key, discard, holder_of, remember
 from reconflow.stage_results import (
     CamerasResult,
     DatasetResult,
@@ -71,7 +71,7 @@ def opened(run: RunRef, outcomes: StageOutcomes) -> Iterator[None]:
     """Hold a run for the length of the block, its store ready, and clean up behind it.
 
     What only the stages needed goes at the end: intermediate files, the dataset in memory, and, once the run is
-    published, the results that were kept for another attempt.
+    published, the results that were kept for another attempt and that no other unfinished run has need of.
 
     Raises:
         StorageUnreachableError, DiskFullError: The store cannot be written.
@@ -89,7 +89,7 @@ def opened(run: RunRef, outcomes: StageOutcomes) -> Iterator[None]:
             forget_fetched()
             if outcomes.package is not None:
                 keys = [result.record.key for result in outcomes.done()]
-                discard(store, [*keys, *map(checkpoint_key, filter(None, keys))])
+                discard(store, [*keys, *map(checkpoint_key, filter(None, keys))], holder_of(run))
                 if isinstance(store, LocalStore):  # nobody may ever run an expiry there
                     store.sweep_stages(ABANDONED_AFTER_S)
             store.discard_work(workspace)

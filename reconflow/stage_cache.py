@@ -5,8 +5,8 @@ the dataset, the checksums of what earlier stages made, the options that matter,
 key means an equal result, on any machine and for any run. A kept result is verified before it is used; one that is
 damaged is removed and made again, which its record says. Where results are kept is `reconflow.storage`'s business.
 
-Only unfinished runs need them: when a run is published its own are dropped, those of others stay until they are used
-or expire.
+Only unfinished runs need them. Every run notes what it needs before it looks for it, under what it was asked for; when
+it is published, what no run that was asked for something else needs is dropped. The rest stays until it expires.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -25,7 +26,7 @@ import reconflow
 from reconflow.checkpoints import FileCheckpoint
 from reconflow.errors import StorageRefusedError, StorageUnreachableError
 from reconflow.progress import OnProgress
-from reconflow.run_context import RunSite
+from reconflow.run_context import RunRef, RunSite
 from reconflow.stage_results import StageResult
 from reconflow.storage import ArtifactStore, LocalStore, open_store
 
@@ -71,6 +72,8 @@ def remember(
         StorageUnreachableError: Whether there is a kept result cannot be told.
     """
     key, notes = stage_key(stage, inputs), list[str]()
+    with suppress(StorageUnreachableError, StorageRefusedError):
+        _store(site).hold_stage(stage, key, holder_of(site.run))
     kept = _find(site, stage, key, kind, notes)
     if kept is not None:
         on_progress(1, 1, f"{stage}: done by an earlier attempt")
@@ -84,10 +87,22 @@ def remember(
     return result
 
 
-def discard(store: ArtifactStore, keys: Iterable[str]) -> None:
-    """Drop kept results and checkpoints; what cannot be reached now is left to the store's own expiry."""
+def holder_of(run: RunRef) -> str:
+    """Return the name under which runs that were asked for the same hold what is kept for them."""
+    asked = run.request.model_dump(mode="json", exclude={"out"})
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode("utf-8")).hexdigest()[:16]
+
+
+def discard(store: ArtifactStore, keys: Iterable[str], holder: str | None = None) -> None:
+    """Drop kept results and checkpoints; what cannot be reached now is left to the store's own expiry.
+
+    Args:
+        store: Where they are.
+        keys: Of the results; empty ones are passed over.
+        holder: Who has no more need of them: what others hold stays. Everything goes when None.
+    """
     try:
-        store.discard_stages([key for key in keys if key])
+        store.discard_stages([key for key in keys if key], holder)
     except (StorageUnreachableError, StorageRefusedError):
         return
 

@@ -28,6 +28,8 @@ from reconflow.outputs.package import MANIFEST_NAME, FileEntry, Manifest
 from reconflow.storage.protocol import StoredStage, Targets
 
 RESULT_NAME: Final = "result.json"
+HOLDERS_NAME: Final = "holders"
+"""The folder of an entry with an empty file for everybody who needs it."""
 _NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _ATTEMPTS: Final = 3
 

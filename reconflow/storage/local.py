@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from reconflow.outputs.files import replacing, write_bytes
 from reconflow.outputs.package import MANIFEST_NAME, FileEntry, Manifest, read_manifest
 from reconflow.outputs.runs import check_run_id
 from reconflow.storage.entries import (
+    HOLDERS_NAME,
     RESULT_NAME,
     StageFile,
     Tombstone,
@@ -32,6 +34,7 @@ from reconflow.storage.packages import fetch_package
 from reconflow.storage.protocol import PublishedRun, StoredStage, Sweepings, Targets, Workspace
 
 _CHUNK_BYTES: Final = 1 << 20
+_WRITE_ATTEMPTS: Final = 100
 
 
 @dataclass(frozen=True)
@@ -173,11 +176,17 @@ class LocalStore:
 
         Raises:
             DiskFullError: There is no room.
+            StorageUnreachableError: Others remove the entry again and again.
         """
         entry, folder = make_entry(result, files), self._stage(stage, key)
-        for name, file in entry.files.items():
-            _copy_checked(files[name], folder / file.stored_name(name), file.sha256)
-        write_bytes(folder / RESULT_NAME, entry.to_bytes())
+        stored = {name: folder / file.stored_name(name) for name, file in entry.files.items()}
+        for _ in _attempts_against_removal():
+            with suppress(FileNotFoundError):
+                for name, file in entry.files.items():
+                    _copy_checked(files[name], stored[name], file.sha256)
+                write_bytes(folder / RESULT_NAME, entry.to_bytes())
+                if all(path.is_file() for path in stored.values()):
+                    return
 
     def find_stage(self, stage: str, key: str, into: Targets, warnings: list[str] | None = None) -> StoredStage | None:
         """Return a kept result with its files copied and checked, or None."""
@@ -187,13 +196,25 @@ class LocalStore:
             for file, stored, target in files:
                 _copy_checked(folder / stored, target, file.sha256)
 
-        return find_entry(lambda: _read(folder / RESULT_NAME), fetch, lambda: _remove_entry(folder), into, warnings)
+        return find_entry(lambda: _read(folder / RESULT_NAME), fetch, lambda: _empty_entry(folder), into, warnings)
 
-    def discard_stages(self, keys: Iterable[str]) -> None:
-        """Remove the entries under these keys."""
+    def hold_stage(self, stage: str, key: str, holder: str) -> None:
+        """Write the holder's empty file into the entry."""
+        check_entry_name(stage, holder)
+        for _ in _attempts_against_removal():
+            with suppress(FileNotFoundError):
+                write_bytes(self._stage(stage, key) / HOLDERS_NAME / holder, b"")
+                return
+
+    def discard_stages(self, keys: Iterable[str], holder: str | None = None) -> None:
+        """Remove the entries under these keys that nobody else holds."""
         for key in keys:
             check_entry_name("any", key)
             for folder in (self.folder / ".stages").glob(f"*/{key}"):
+                if holder is not None:
+                    (folder / HOLDERS_NAME / holder).unlink(missing_ok=True)
+                    if any((folder / HOLDERS_NAME).glob("[!.]*")):
+                        continue
                 _remove_entry(folder)
                 _remove_empty(folder.parent)
         _remove_empty(self.folder / ".stages")
@@ -273,8 +294,27 @@ def _damaged(name: str) -> IncompleteResultsError:
     )
 
 
+def _attempts_against_removal() -> Iterator[None]:
+    """Count attempts at writing into an entry whose folder others may remove meanwhile.
+
+    Raises:
+        StorageUnreachableError: There have been enough.
+    """
+    yield from repeat(None, _WRITE_ATTEMPTS)
+    raise StorageUnreachableError(
+        "Other runs keep removing the stage result that is being written.", suggestion="Run it again."
+    )
+
+
+def _empty_entry(folder: Path) -> None:
+    """Remove a kept result, its record first, so that nobody finds a record without its files; its holders stay."""
+    (folder / RESULT_NAME).unlink(missing_ok=True)
+    _remove(folder / "files")
+    _remove_empty(folder)
+
+
 def _remove_entry(folder: Path) -> None:
-    """Remove a kept result, its record first, so that nobody finds a record without its files."""
+    """Remove a kept result and its holders, its record first."""
     (folder / RESULT_NAME).unlink(missing_ok=True)
     _remove(folder)
 

@@ -25,6 +25,7 @@ from reconflow.storage.access import access_for
 from reconflow.storage.bucket import CONNECTIONS, Bucket, ListedObject
 from reconflow.storage.cache import cache_root
 from reconflow.storage.entries import (
+    HOLDERS_NAME,
     RESULT_NAME,
     StageFile,
     Tombstone,
@@ -241,19 +242,24 @@ class ObjectStore:
         return find_entry(
             lambda: self.bucket.get(f"{prefix}{RESULT_NAME}"),
             fetch,
-            lambda: self._remove_entry(prefix),
+            lambda: self._empty_entry(prefix),
             into,
             warnings,
         )
 
-    def discard_stages(self, keys: Iterable[str]) -> None:
-        """Remove the entries under these keys."""
+    def hold_stage(self, stage: str, key: str, holder: str) -> None:
+        """Put the holder's empty object into the entry."""
+        check_entry_name(stage, holder)
+        self.bucket.put(f"{self._stage(stage, key)}{HOLDERS_NAME}/{holder}", b"", "text/plain")
+
+    def discard_stages(self, keys: Iterable[str], holder: str | None = None) -> None:
+        """Remove the entries under these keys that nobody else holds."""
         unwanted = list(keys)
         for key in unwanted:
             check_entry_name("any", key)
         for stage in self.bucket.folders(self.location.key("stages") + "/") if unwanted else ():
             for key in unwanted:
-                self._remove_entry(self._stage(stage, key))
+                self._remove_entry(self._stage(stage, key), holder)
 
     def sweep(self, older_than_s: float) -> Sweepings:
         """Abort uploads begun, and remove scratch folders on this machine untouched, for that long."""
@@ -297,9 +303,18 @@ class ObjectStore:
         check_entry_name(stage, key)
         return self.location.key("stages", stage, key) + "/"
 
-    def _remove_entry(self, prefix: str) -> None:
-        """Remove a kept result, its record first, so that nobody finds a record without its files."""
+    def _empty_entry(self, prefix: str) -> None:
+        """Remove a kept result, its record first, so that nobody finds a record without its files; holders stay."""
+        self.bucket.delete([f"{prefix}{RESULT_NAME}"])
+        self.bucket.delete(item.key for item in self.bucket.objects(f"{prefix}files/"))
+
+    def _remove_entry(self, prefix: str, holder: str | None = None) -> None:
+        """Remove a kept result, its record first, and its holders; one that others than the given holder need stays."""
         keys = [item.key for item in self.bucket.objects(prefix)]
+        if holder is not None and any(key.startswith(f"{prefix}{HOLDERS_NAME}/") for key in keys):
+            self.bucket.delete([f"{prefix}{HOLDERS_NAME}/{holder}"])  # first, so that of two the last one sees none
+            if any(self.bucket.objects(f"{prefix}{HOLDERS_NAME}/")):
+                return
         if keys:
             self.bucket.delete([f"{prefix}{RESULT_NAME}"])
             self.bucket.delete(key for key in keys if key != f"{prefix}{RESULT_NAME}")

@@ -135,8 +135,16 @@ class ArtifactStore(Protocol):
     def find_stage(self, stage: str, key: str, into: Targets, warnings: list[str] | None = None) -> StoredStage | None:
         """Return a kept result after checking every file, or None; a damaged one is removed and noted in `warnings`."""
 
-    def discard_stages(self, keys: Iterable[str]) -> None:
-        """Remove the kept results under these keys, of whatever stage."""
+    def hold_stage(self, stage: str, key: str, holder: str) -> None:
+        """Note that somebody needs the result under this key, whether it is there or not."""
+
+    def discard_stages(self, keys: Iterable[str], holder: str | None = None) -> None:
+        """Remove the kept results under these keys, of whatever stage.
+
+        Args:
+            keys: Of the results.
+            holder: Who does not need them any more; those that others have noted stay. Everything goes when None.
+        """
 
     # upkeep
 

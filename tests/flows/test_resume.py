@@ -70,16 +70,18 @@ def test_what_was_finished_is_not_repeated_and_the_files_are_the_same(
         assert hashes(out, summary.run_id) == hashes(tmp_path / "whole", whole.run_id)
 
 
-def test_a_published_run_leaves_no_kept_results_and_another_runs_stay(
+def test_a_published_run_drops_nothing_that_an_unfinished_one_needs_and_the_last_of_them_drops_all(
     dataset: Path, counted: list[int], tmp_path: Path
 ) -> None:
     with pytest.raises(Cancelled):
         attempt(dataset, tmp_path, stopping_at("preview"), seed=1)
-    kept = sorted((tmp_path / ".stages").rglob("result.json"))
-    attempt(dataset, tmp_path, seed=2)
-    left = sorted((tmp_path / ".stages").rglob("result.json"))
+    kept = set((tmp_path / ".stages").rglob("result.json"))
     assert {path.parts[-3] for path in kept} == {"validate", "transforms", "infer", "quality"}
-    assert {path.parts[-3] for path in left} == {"infer"}  # only that depends on the seed; the rest is published
+    other = attempt(dataset, tmp_path, seed=2)
+    assert other.cached_stages == ("validate", "transforms", "quality")  # the stand-in does not go by the seed
+    assert kept <= set((tmp_path / ".stages").rglob("result.json"))
+    assert attempt(dataset, tmp_path, seed=1).cached_stages == ("validate", "transforms", "infer", "quality", "preview")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 def test_other_options_or_another_dataset_are_another_result(dataset: Path, counted: list[int], tmp_path: Path) -> None:

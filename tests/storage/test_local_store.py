@@ -48,6 +48,19 @@ def test_a_damaged_stage_result_is_removed_and_reported(folder_store: LocalStore
     assert not (tmp_path / "out").exists()
 
 
+def test_a_damaged_stage_result_is_removed_and_who_needs_it_is_remembered(
+    folder_store: LocalStore, tmp_path: Path
+) -> None:
+    folder_store.hold_stage("infer", "key", "other")
+    folder_store.save_stage("infer", "key", {}, written(tmp_path / "in", state=b"x"))
+    (stored,) = folder_store.folder.rglob("state")
+    stored.write_bytes(b"y")
+    assert folder_store.find_stage("infer", "key", {"state": tmp_path / "state"}, []) is None
+    folder_store.save_stage("infer", "key", {}, {})
+    folder_store.discard_stages(["key"], "mine")
+    assert folder_store.find_stage("infer", "key", {}) is not None
+
+
 def test_a_changed_file_of_a_run_is_not_handed_out(folder_store: LocalStore, tmp_path: Path) -> None:
     publish_run(folder_store, RUN)
     (folder_store.folder / "runs" / RUN / "run.json").write_bytes(b"{1}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from small_runs import FILES, publish_run, write_run, written
 
 from reconflow.errors import IncompleteResultsError, JobExpiredError, JobNotFoundError, JobNotReadyError
 from reconflow.outputs.package import verify_package
-from reconflow.storage import ArtifactStore
+from reconflow.storage import ArtifactStore, LocalStore
 
 RUN, OTHER = "abcd1234", "zzzz9999"
 
@@ -173,6 +174,35 @@ def test_discarded_stages_are_gone_and_others_stay(store: ArtifactStore, tmp_pat
     assert store.find_stage("infer", "one", {}) is None
     assert store.find_stage("quality", "one", {}) is None
     assert store.find_stage("infer", "two", {}) is not None
+
+
+def test_a_stage_that_another_holder_needs_outlasts_the_first(store: ArtifactStore) -> None:
+    for holder in ("first", "second", "first"):
+        store.hold_stage("infer", "one", holder)
+    store.save_stage("infer", "one", {"faces": 12}, {})
+    store.discard_stages(["one"], "first")
+    assert store.find_stage("infer", "one", {}) is not None
+    store.discard_stages(["one"], "second")
+    assert store.find_stage("infer", "one", {}) is None
+    assert store.sweep_stages(-1).stages == 0
+
+
+def test_saving_and_discarding_at_once_disturb_neither_side(store: ArtifactStore, tmp_path: Path) -> None:
+    files, rounds = written(tmp_path / "in", a=b"a" * 1000, b=b"b" * 1000), 40 if isinstance(store, LocalStore) else 5
+
+    def save(number: int) -> None:
+        for _ in range(rounds):
+            store.save_stage("fit", "key", {"number": number}, files)
+
+    def discard() -> None:
+        for _ in range(rounds):
+            store.discard_stages(["key"])
+
+    with ThreadPoolExecutor(3) as pool:
+        for work in [pool.submit(save, 1), pool.submit(save, 2), pool.submit(discard)]:
+            work.result()
+    found = store.find_stage("fit", "key", lambda name: tmp_path / "back" / name)  # whole, or none
+    assert found is None or {path.read_bytes() for path in found.files.values()} == {b"a" * 1000, b"b" * 1000}
 
 
 def test_old_stage_results_are_swept_and_fresh_ones_stay(store: ArtifactStore) -> None:
