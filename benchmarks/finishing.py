@@ -19,10 +19,10 @@ from benchmarks._shapes import bumpy_sphere
 from reconflow.cameras.six_axis import six_axis_rig
 from reconflow.datasets.dataset import DepthImage, MaskSource, View
 from reconflow.geometry.depth import observe
+from reconflow.geometry.gaussians import Gaussians
 from reconflow.geometry.mesh import TriangleMesh
 from reconflow.geometry.similarity import Similarity, rotation_angle_deg, rotation_from_vector
 from reconflow.reconviagen.gaussian_rendering import Splats, project_gaussians, render_gaussians
-from reconflow.reconviagen.gaussians import Gaussians
 from reconflow.reconviagen.inner_walls import face_visibility, remove_inner_walls
 from reconflow.reconviagen.registration import register
 from reconflow.reconviagen.sphere_cameras import sphere_cameras

@@ -33,7 +33,7 @@ from reconflow.datasets.files import DatasetFolder
 from reconflow.errors import Cancelled, ReconflowError, ValidationFailedError
 from reconflow.nvdiffrec.options import Preset
 from reconflow.progress import OnProgress
-from reconflow.reconviagen.options import RandomWeights
+from reconflow.reconviagen.options import GUIDANCE, MAX_VIEWS, MAX_VOXELS, RandomWeights, Refinement
 from reconflow.request import Device, ModelName, RunRequest, make_request
 from reconflow.stage_results import RunSummary
 from reconflow.storage import LocalStore
@@ -55,6 +55,9 @@ SPELLED = {
     "structure_steps": "--structure-steps",
     "latent_steps": "--latent-steps",
     "guidance": "--guidance",
+    "max_views": "--max-views",
+    "max_voxels": "--max-voxels",
+    "refine": "--refine",
     "weights": "--weights",
     "random_weights": "--random-weights",
 }
@@ -91,7 +94,14 @@ def run_command(
     object_size: Annotated[float | None, typer.Option(help="Longest side of the object, metres.")] = None,
     structure_steps: Annotated[int | None, typer.Option(help="Sampler steps of reconviagen's structure.")] = None,
     latent_steps: Annotated[int | None, typer.Option(help="Sampler steps of reconviagen's latent.")] = None,
-    guidance: Annotated[float, typer.Option(help="How strictly reconviagen keeps to the views.")] = 7.5,
+    guidance: Annotated[float, typer.Option(help="How strictly reconviagen keeps to the views.")] = GUIDANCE,
+    max_views: Annotated[int, typer.Option(help="Views that reconviagen reads at most.")] = MAX_VIEWS,
+    max_voxels: Annotated[
+        int, typer.Option(help="Occupied voxels beyond which reconviagen refuses a structure.")
+    ] = MAX_VOXELS,
+    refine: Annotated[
+        Refinement, typer.Option(help="Fit reconviagen's mesh to the views, from the generated one on.")
+    ] = Refinement.NONE,
     weights: Annotated[
         str | None, typer.Option(metavar="PATH", help="Reconviagen's weights: a folder or s3://...; see `weights`.")
     ] = None,
@@ -109,7 +119,7 @@ def run_command(
             SPELLED, dataset=dataset, out=out, preset=preset, model=model, device=device, seed=seed, steps=steps,
             resolution=resolution, texture_size=texture_size, target_faces=faces, fov_deg=fov,
             object_size_m=object_size, structure_steps=structure_steps, latent_steps=latent_steps, guidance=guidance,
-            weights=weights, random_weights=random_weights,
+            max_views=max_views, max_voxels=max_voxels, refine=refine, weights=weights, random_weights=random_weights,
         )  # fmt: skip
         if scheme_of(dataset) is None:
             DatasetFolder.open(Path(dataset))

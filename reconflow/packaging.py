@@ -19,6 +19,7 @@ from reconflow.datasets.dataset import Dataset
 from reconflow.datasets.sources import canonical_location, describe_source, location_mark
 from reconflow.errors import ReconflowError
 from reconflow.outputs.files import write_json
+from reconflow.outputs.gaussian_ply import write_gaussian_ply
 from reconflow.outputs.glb import write_glb
 from reconflow.outputs.obj import write_obj, write_texture
 from reconflow.outputs.package import UNIT_TEXT, ManifestFacts, RunSource, RunStatus, ScaleSource, write_package
@@ -82,7 +83,7 @@ class RunFacts:
 def write_meshes(
     layout: RunLayout, reconstruction: Reconstruction, frame: ResultFrame, dataset_digest: str
 ) -> tuple[Path, ...]:
-    """Write GLB, OBJ with material and texture, PLY, and the cameras in the mesh's frame.
+    """Write GLB, OBJ with material and texture, PLY, Gaussians if there are any, and the cameras in the mesh's frame.
 
     Args:
         layout: Where they go.
@@ -105,7 +106,11 @@ def write_meshes(
     write_ply(textured, layout.ply, unit=unit)
     write_glb(textured, layout.glb, extras=extras)
     write_json(layout.transforms, cameras_file(reconstruction.cameras, unit))
-    return layout.glb, layout.obj, layout.mtl, layout.texture_kd, layout.ply, layout.transforms
+    files = (layout.glb, layout.obj, layout.mtl, layout.texture_kd, layout.ply, layout.transforms)
+    if reconstruction.gaussians is None:
+        return files
+    write_gaussian_ply(reconstruction.gaussians, layout.gaussians, unit=unit)
+    return *files, layout.gaussians
 
 
 def cameras_file(cameras: Sequence[PinholeCamera], unit: str) -> dict[str, Any]:

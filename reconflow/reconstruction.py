@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reconflow.cameras.camera import PinholeCamera
+from reconflow.geometry.gaussians import Gaussians
 from reconflow.geometry.mesh import TexturedMesh
 
 
@@ -19,9 +20,11 @@ class Reconstruction:
         statistics: JSON-able facts: loss curves (`losses`: name -> list of [step, value]), counts, options used.
             Nothing time-dependent, so that equal runs give equal statistics.
         timings_s: Seconds by phase; kept apart because they differ between equal runs.
+        gaussians: The object's appearance in the mesh's frame, of a model that makes it.
     """
 
     textured: TexturedMesh
     cameras: tuple[PinholeCamera, ...]
     statistics: dict[str, Any] = field(default_factory=dict)
     timings_s: dict[str, float] = field(default_factory=dict)
+    gaussians: Gaussians | None = None

@@ -11,11 +11,19 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from reconflow.errors import ValidationFailedError
 from reconflow.nvdiffrec.options import NvdiffrecOptions, Preset
-from reconflow.reconviagen.options import RandomWeights, ReconviagenOptions
+from reconflow.reconviagen.options import (
+    GUIDANCE,
+    MAX_VIEWS,
+    MAX_VOXELS,
+    RandomWeights,
+    ReconviagenOptions,
+    Refinement,
+)
 
 ModelOptions = NvdiffrecOptions | ReconviagenOptions
 """Options of one model; each has `settings()`, the numbers to run with."""
@@ -105,7 +113,7 @@ class RunRequest(BaseModel):
     steps: Annotated[int, Field(ge=0, le=20_000)] | None = Field(
         None,
         title="Steps",
-        description="Iterations of nvdiffrec's fit (0 to 20000); from the preset when left out.",
+        description="Iterations of nvdiffrec's fit, also of a refinement (0 to 20000); from the preset when left out.",
     )
     structure_steps: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None,
@@ -118,7 +126,25 @@ class RunRequest(BaseModel):
         description="Sampler steps of reconviagen's structured latent (1 to 1000); from the preset when left out.",
     )
     guidance: Annotated[float, Field(ge=1, le=50)] = Field(
-        7.5, title="Guidance", description="How strictly reconviagen keeps to the views (1 to 50)."
+        GUIDANCE, title="Guidance", description="How strictly reconviagen keeps to the views (1 to 50)."
+    )
+    max_views: Annotated[int, Field(ge=1, le=256)] = Field(
+        MAX_VIEWS,
+        title="Most views",
+        description="So many views reconviagen's networks read at most (1 to 256), chosen evenly; fewer take less "
+        "memory and time.",
+    )
+    max_voxels: Annotated[int, Field(ge=100, le=300_000)] = Field(
+        MAX_VOXELS,
+        title="Most voxels",
+        description="With more occupied voxels than this (100 to 300000) reconviagen refuses a structure before it is "
+        "decoded, which takes memory and time in proportion. Objects have about ten thousand.",
+    )
+    refine: Refinement = Field(
+        Refinement.NONE,
+        title="Refine",
+        description="What reconviagen does with its mesh once it is aligned with the views; nvdiffrec: fit it to them, "
+        "from the generated mesh on.",
     )
     weights: str | None = Field(
         None,
@@ -134,6 +160,13 @@ class RunRequest(BaseModel):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
         0, title="Seed", description="Seeds every random choice; equal seeds give equal files."
     )
+
+    @field_validator("refine")
+    @classmethod
+    def _has_something_to_refine(cls, refine: Refinement, info: ValidationInfo) -> Refinement:
+        if refine is not Refinement.NONE and info.data.get("model") is ModelName.NVDIFFREC:
+            raise PydanticCustomError("nothing_to_refine", "there is nothing to refine without the model reconviagen")
+        return refine
 
     def dataset_name(self) -> str:
         """Return what the dataset is called: the last folder of its location."""
@@ -159,12 +192,20 @@ class RunRequest(BaseModel):
             structure_steps=self.structure_steps,
             latent_steps=self.latent_steps,
             guidance=self.guidance,
+            max_views=self.max_views,
+            max_voxels=self.max_voxels,
+            refine=self.refine,
+            **self._of_refinement(),
             texture_size=self.texture_size,
             target_faces=self.target_faces,
             weights=self.weights,
             random_weights=self.random_weights,
             seed=self.seed,
         )
+
+    def _of_refinement(self) -> dict[str, int | None]:
+        """Return what only a refinement heeds, so that it makes no difference without one."""
+        return {} if self.refine is Refinement.NONE else {"steps": self.steps, "resolution": self.resolution}
 
     def fit_options(self) -> NvdiffrecOptions:
         """Return what the request asks of nvdiffrec."""

@@ -52,6 +52,9 @@ class Needs:
 NETWORK_BYTES: Final = {"cpu": 4 * GIB, "cuda": 4 * GIB}
 BYTES_PER_VIEW: Final = 160 * MIB
 DECODING_BYTES: Final = 4 * GIB
+GAUSSIANS_PER_VOXEL: Final = 32
+BYTES_PER_GAUSSIAN: Final = 3 * 68
+"""On the disk: in gaussians.ply, in the archive, and in what is kept for a later attempt."""
 
 
 def estimate_needs(pixels: int, views: int, settings: FitSettings | ReconviagenSettings, device: str = "cpu") -> Needs:
@@ -84,9 +87,12 @@ def _needs_of_generation(pixels: int, views: int, settings: ReconviagenSettings,
         + settings.texture_size**2 * BYTES_PER_TEXEL
         + settings.gaussian_views * settings.gaussian_size**2 * 4 * 4
     )
+    if settings.refinement is not None:
+        finishing = max(finishing, estimate_needs(pixels, views, settings.refinement).memory_bytes)
     disk = 64 * MIB + settings.texture_size**2 * 16 + (settings.target_faces or 100_000) * 600
     if settings.random_weights is not None:
         return Needs(finishing, disk)
+    disk += GAUSSIANS_PER_VOXEL * settings.max_voxels * BYTES_PER_GAUSSIAN
     networks = NETWORK_BYTES[device] + min(views, settings.max_views) * BYTES_PER_VIEW + DECODING_BYTES
     if device == "cpu":
         return Needs(max(networks, finishing), disk)
@@ -168,7 +174,7 @@ def check_gpu_memory(needs: Needs, gpus: Sequence[Gpu]) -> None:
         raise MemoryExhaustedError(
             f"The run needs about {needs.gpu_bytes / GIB:.1f} GiB of GPU memory and {free_bytes / GIB:.1f} GiB are "
             "free.",
-            suggestion="Wait for the other programs on the GPU, or stop them.",
+            suggestion="Wait for the other programs on the GPU or stop them, lower max_views, or choose the CPU.",
             needed_bytes=needs.gpu_bytes,
             available_bytes=free_bytes,
         )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.geometry.mesh import TriangleMesh
+from reconflow.geometry.similarity import Similarity
 from reconflow.outputs.package import ScaleSource
 from reconflow.reconstruction import Reconstruction
 
@@ -34,6 +35,11 @@ class ResultFrame:
     source: ScaleSource
     scale: float
     rotation: NDArray[np.float64]
+
+    @property
+    def similarity(self) -> Similarity:
+        """The transform itself."""
+        return Similarity(self.scale, self.rotation, np.zeros(3))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the frame as a JSON-able object."""
@@ -70,12 +76,14 @@ def move_camera(camera: PinholeCamera, frame: ResultFrame) -> PinholeCamera:
 
 
 def move_reconstruction(reconstruction: Reconstruction, frame: ResultFrame) -> Reconstruction:
-    """Return mesh and cameras in the result's frame."""
+    """Return mesh, cameras and Gaussians in the result's frame."""
     textured = reconstruction.textured
     vertices = frame.scale * (textured.mesh.vertices.astype(np.float64) @ frame.rotation.T)
     mesh = replace(textured.mesh, vertices=np.ascontiguousarray(vertices, np.float32))
+    gaussians = reconstruction.gaussians
     return replace(
         reconstruction,
         textured=replace(textured, mesh=mesh),
         cameras=tuple(move_camera(camera, frame) for camera in reconstruction.cameras),
+        gaussians=None if gaussians is None else gaussians.transformed(frame.similarity),
     )

@@ -88,7 +88,10 @@ def load_calibration(path: Path) -> Calibration:
 
 
 def save_reconstruction(path: Path, reconstruction: Reconstruction) -> None:
-    """Write a model's result for the stages that follow; not its timings, so that equal results are equal files."""
+    """Write a model's result for the stages that follow.
+
+    Not its timings, so that equal results are equal files, and not its Gaussians, which no later stage needs.
+    """
     textured = reconstruction.textured
     arrays: dict[str, NDArray[Any]] = {
         "vertices": textured.mesh.vertices,

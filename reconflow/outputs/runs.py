@@ -106,6 +106,11 @@ class RunLayout:
         return self.model_dir / "mesh.ply"
 
     @property
+    def gaussians(self) -> Path:
+        """The Gaussians of a model that makes them, PLY as splat viewers read it."""
+        return self.model_dir / "gaussians.ply"
+
+    @property
     def texture_kd(self) -> Path:
         """The base-colour texture, PNG, sRGB."""
         return self.model_dir / "texture_kd.png"

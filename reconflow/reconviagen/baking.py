@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from reconflow.colour import linear_from_srgb
 from reconflow.geometry.atlas import Atlas
+from reconflow.geometry.gaussians import Gaussians
 from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
 from reconflow.geometry.similarity import Similarity
 from reconflow.nvdiffrec.photos import Photo
@@ -21,7 +22,6 @@ from reconflow.nvdiffrec.texel_views import Texels, ViewGeometry, gather, see_me
 from reconflow.nvdiffrec.texture import Corrections, fit_texture
 from reconflow.progress import OnProgress, ignore_progress
 from reconflow.reconviagen.gaussian_rendering import render_gaussians
-from reconflow.reconviagen.gaussians import Gaussians
 from reconflow.reconviagen.sphere_cameras import sphere_cameras
 
 Float32 = NDArray[np.float32]
@@ -42,6 +42,8 @@ def bake_texture(
     size: int,
     steps: int,
     on_progress: OnProgress = ignore_progress,
+    *,
+    corrections: Corrections = Corrections.GUARDED,
 ) -> tuple[TexturedMesh, dict[str, Any]]:
     """Paint a registered mesh.
 
@@ -53,6 +55,7 @@ def bake_texture(
         size: Side of the texture, texels.
         steps: Correction passes towards the photos.
         on_progress: Receiver of progress; may raise `Cancelled`.
+        corrections: Which pixels correct the texture, and how.
 
     Returns:
         textured: The painted mesh.
@@ -73,7 +76,7 @@ def bake_texture(
         return np.clip(other * gains, 0, 1), known
 
     textured, statistics = fit_texture(
-        mesh, atlas, photos, size, steps, on_progress, corrections=Corrections.GUARDED, elsewhere=elsewhere
+        mesh, atlas, photos, size, steps, on_progress, corrections=corrections, elsewhere=elsewhere
     )
     return textured, statistics | facts
 

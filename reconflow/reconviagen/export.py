@@ -1,13 +1,11 @@
 """From what the decoders give to a reconstruction: clean the surface, align it with the views, unwrap and paint it.
 
-The order of these steps lives here; no network runs.
+The order of these steps lives here; no network runs. What fits the surface to the views is in `refinement`.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -19,21 +17,22 @@ from reconflow.cameras.calibration import Calibration
 from reconflow.colour import linear_from_srgb
 from reconflow.datasets.dataset import Dataset
 from reconflow.errors import ModelConvergenceError
-from reconflow.geometry.atlas import unwrap
+from reconflow.geometry.atlas import Atlas, unwrap
 from reconflow.geometry.components import keep_components
-from reconflow.geometry.depth import observe
 from reconflow.geometry.facts import mesh_facts
+from reconflow.geometry.gaussians import Gaussians
 from reconflow.geometry.holes import fill_holes
-from reconflow.geometry.mesh import TriangleMesh
+from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
 from reconflow.geometry.remesh import decimate, fix_non_manifold
 from reconflow.geometry.similarity import Similarity
-from reconflow.nvdiffrec.photos import Photo, prepare_photo
+from reconflow.nvdiffrec.fitting import Painter, observe_views, photos_of, timed
+from reconflow.nvdiffrec.photos import Photo
+from reconflow.nvdiffrec.texture import Corrections
 from reconflow.progress import OnProgress, ignore_progress, part_of
 from reconflow.reconstruction import Reconstruction
 from reconflow.reconviagen.baking import GaussianPictures, bake_texture
-from reconflow.reconviagen.gaussians import Gaussians
 from reconflow.reconviagen.inner_walls import face_visibility, remove_inner_walls
-from reconflow.reconviagen.registration import register
+from reconflow.reconviagen.registration import Registration, register
 from reconflow.reconviagen.sphere_cameras import sphere_cameras
 
 Float32 = NDArray[np.float32]
@@ -42,8 +41,10 @@ Y_UP_FROM_Z_UP: Final = Similarity(1.0, np.array([[1.0, 0, 0], [0, 0, 1], [0, -1
 """(x, y, z) becomes (x, z, -y): the generator's frame turned into glTF's."""
 _FEWEST_FACES: Final = 4000
 """Simplification leaves at least so many faces."""
-_LEAST_PIECE: Final = 0.002
+LEAST_PIECE: Final = 0.002
 """Pieces of less than this part of the area are dropped."""
+_POOR_OVERLAP: Final = 0.8
+"""A mesh whose silhouettes overlap less (IoU) than this with the views' is not what they show, or lies elsewhere."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +94,48 @@ class FinishSettings:
         return max(3, int(250 * (1.0 - self.simplify) ** 0.5))
 
 
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A generated object where the cameras see it, not painted.
+
+    Attributes:
+        mesh: The cleaned surface in the cameras' world.
+        world_from_generator: The transform from the generator's frame.
+        found: How well it lies.
+        surface: What was done to the surface.
+    """
+
+    mesh: TriangleMesh
+    world_from_generator: Similarity
+    found: Registration
+    surface: dict[str, Any]
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a reconstruction's statistics say of it."""
+        registration = {
+            "world_from_mesh": self.world_from_generator.matrix.tolist(),
+            "confidence": self.found.confidence,
+            "ambiguous": self.found.ambiguous,
+            "residuals": self.found.residuals,
+        }
+        return {"surface": self.surface, "registration": registration, "notes": self.notes()}
+
+    def notes(self) -> list[str]:
+        """Return what people are told when it is doubtful that the object lies where the cameras see it."""
+        overlap, notes = self.found.residuals["mask_iou"], []
+        if overlap < _POOR_OVERLAP:
+            notes.append(
+                f"The generated mesh fits the views poorly: aligned with them, it overlaps their masks with an IoU of "
+                f"{overlap:.2f}."
+            )
+        if self.found.ambiguous:
+            notes.append(
+                "The views leave the orientation of the generated mesh open; it lies in one of several that fit about "
+                "as well."
+            )
+        return notes
+
+
 def finish(
     generated: Generated,
     dataset: Dataset,
@@ -118,59 +161,101 @@ def finish(
     """
     settings = settings or FinishSettings()
     timings: dict[str, float] = {}
-    with _timed(timings, "clean_surface"):
-        mesh, colours, surface = clean_surface(generated, settings, part_of(on_progress, 0.0, 0.25))
-        upright = Y_UP_FROM_Z_UP.apply_to_mesh(mesh)
-    photos = _photos(dataset, calibration, settings.texture_size)
-    with _timed(timings, "register"):
-        observations = [
-            observe(view, camera, scale)
-            for view, camera, scale in zip(dataset.views, calibration.cameras, calibration.depth_scales, strict=True)
-        ]
-        found = register(
-            upright,
-            observations,
-            colours=colours,
-            photos=photos,
-            longest_side=settings.registration_size,
-            on_progress=part_of(on_progress, 0.25, 0.5),
-        )
-    with _timed(timings, "texture"):
+    placed = place(generated, dataset, calibration, settings, part_of(on_progress, 0.0, 0.5), timings)
+    with timed(timings, "texture"):
         on_progress(500, 1000, "unwrapping the surface")
-        placed = found.world_from_mesh.apply_to_mesh(upright)
-        atlas = unwrap(placed, settings.texture_size)
-        pictures = GaussianPictures(
-            generated.gaussians,
-            found.world_from_mesh.after(Y_UP_FROM_Z_UP),
-            settings.gaussian_views,
-            settings.gaussian_size,
-            part_of(on_progress, 0.55, 0.75),
-            settings.gaussian_engine,
-        )
-        textured, texture = bake_texture(
-            placed,
+        atlas = unwrap(placed.mesh, settings.texture_size)
+        paint = gaussian_painter(generated.gaussians, placed.world_from_generator, settings)
+        textured, texture = paint(
+            placed.mesh,
             atlas,
-            photos,
-            pictures,
+            photos_of(dataset, calibration, settings.texture_size),
             settings.texture_size,
             settings.texture_steps,
-            part_of(on_progress, 0.75, 1.0),
+            part_of(on_progress, 0.55, 1.0),
+            corrections=Corrections.GUARDED,
         )
     statistics: dict[str, Any] = {
         "losses": {"texture_rgb_mse": texture.pop("rgb_mse")},
         "settings": asdict(settings),
-        "surface": surface,
-        "registration": {
-            "world_from_mesh": found.world_from_mesh.after(Y_UP_FROM_Z_UP).matrix.tolist(),
-            "confidence": found.confidence,
-            "ambiguous": found.ambiguous,
-            "residuals": found.residuals,
-        },
         "texture": texture,
         "atlas": vars(atlas.facts),
-        "genus": mesh_facts(placed).genus,
+        "genus": mesh_facts(placed.mesh).genus,
+        **placed.facts(),
     }
-    return Reconstruction(textured, calibration.cameras, statistics, timings)
+    gaussians = generated.gaussians.transformed(placed.world_from_generator)
+    return Reconstruction(textured, calibration.cameras, statistics, timings, gaussians)
+
+
+def place(
+    generated: Generated,
+    dataset: Dataset,
+    calibration: Calibration,
+    settings: FinishSettings,
+    on_progress: OnProgress,
+    timings: dict[str, float],
+) -> Placed:
+    """Clean the generated surface and lay it where the cameras see it.
+
+    Args:
+        generated: From the decoders.
+        dataset: The views that it was generated from.
+        calibration: Their cameras and depth scales.
+        settings: How to finish it.
+        on_progress: Receiver of progress; may raise `Cancelled`.
+        timings: Takes the seconds of both steps.
+
+    Raises:
+        ModelConvergenceError: There is no surface, or it cannot be aligned with the views.
+    """
+    with timed(timings, "clean_surface"):
+        mesh, colours, surface = clean_surface(generated, settings, part_of(on_progress, 0.0, 0.5))
+        upright = Y_UP_FROM_Z_UP.apply_to_mesh(mesh)
+    with timed(timings, "register"):
+        found = register(
+            upright,
+            observe_views(dataset, calibration),
+            colours=colours,
+            photos=photos_of(dataset, calibration, settings.texture_size),
+            longest_side=settings.registration_size,
+            on_progress=part_of(on_progress, 0.5, 1.0),
+        )
+    return Placed(
+        found.world_from_mesh.apply_to_mesh(upright), found.world_from_mesh.after(Y_UP_FROM_Z_UP), found, surface
+    )
+
+
+def gaussian_painter(gaussians: Gaussians, world_from_generator: Similarity, settings: FinishSettings) -> Painter:
+    """Return who paints a mesh in the cameras' world from the photos and, where they see nothing, the Gaussians.
+
+    Args:
+        gaussians: In the generator's frame.
+        world_from_generator: Where that lies.
+        settings: How the Gaussians are pictured.
+    """
+
+    def paint(
+        mesh: TriangleMesh,
+        atlas: Atlas,
+        photos: Sequence[Photo],
+        size: int,
+        steps: int,
+        on_progress: OnProgress,
+        *,
+        corrections: Corrections,
+    ) -> tuple[TexturedMesh, dict[str, Any]]:
+        pictures = GaussianPictures(
+            gaussians,
+            world_from_generator,
+            settings.gaussian_views,
+            settings.gaussian_size,
+            part_of(on_progress, 0.0, 0.45),
+            settings.gaussian_engine,
+        )
+        painting = part_of(on_progress, 0.45, 1.0)
+        return bake_texture(mesh, atlas, photos, pictures, size, steps, painting, corrections=corrections)
+
+    return paint
 
 
 def clean_surface(
@@ -198,7 +283,7 @@ def clean_surface(
             suggestion="Check that the views show one object against a plain background, or try another seed.",
         )
     on_progress(0, 100, "simplifying the surface")
-    mesh = keep_components(fix_non_manifold(raw), _LEAST_PIECE)
+    mesh = keep_components(fix_non_manifold(raw), LEAST_PIECE)
     budget = max(round((1.0 - settings.simplify) * len(raw.faces)), _FEWEST_FACES)
     mesh = decimate(mesh, budget)
     facts: dict[str, Any] = {"raw_faces": len(raw.faces), "simplified_faces": len(mesh.faces)}
@@ -215,17 +300,3 @@ def clean_surface(
     colours = linear_from_srgb(np.clip(generated.colours_srgb[nearest], 0, 1)).astype(np.float32)
     on_progress(100, 100, "surface cleaned")
     return mesh, colours, facts
-
-
-def _photos(dataset: Dataset, calibration: Calibration, longest_side: int) -> list[Photo]:
-    return [
-        prepare_photo(view, camera, longest_side)
-        for view, camera in zip(dataset.views, calibration.cameras, strict=True)
-    ]
-
-
-@contextmanager
-def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    timings[name] = round(time.perf_counter() - start, 3)

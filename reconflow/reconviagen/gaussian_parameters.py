@@ -1,7 +1,7 @@
 """The parameters of Gaussians as a decoder gives them: what its numbers mean, stored and activated. No rendering.
 
 Space is the decoder's: the cube [-0.5, 0.5]³, z up. A Gaussian's colour does not depend on the direction of view.
-Activated parameters leave this module as `gaussians.Gaussians`.
+Activated parameters leave this module as `geometry.gaussians.Gaussians`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 
 from reconflow.errors import ModelError, ValidationFailedError
+from reconflow.geometry.gaussians import Gaussians
 from reconflow.reconviagen.configuration import refuse_other_than
 from reconflow.reconviagen.elementwise import sigmoid, softplus
-from reconflow.reconviagen.gaussians import Gaussians
 from reconflow.reconviagen.view_sphere import radical_inverse
 
 SH_DEGREE_0 = 0.28209479177387814

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.errors import GpuUnavailableError, ModelUnavailableError, ValidationFailedError
+from reconflow.geometry.gaussians import Gaussians
 from reconflow.parallel import row_bands, run_jobs, thread_count
-from reconflow.reconviagen.gaussians import Gaussians
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

@@ -22,15 +22,16 @@ from reconflow.reconviagen.conditioning import LAYERS
 from reconflow.reconviagen.gaussian_parameters import GaussianParameters
 from reconflow.reconviagen.mesh_extraction import ExtractedMesh, extract_mesh
 from reconflow.reconviagen.networks import Networks, Role, free_memory
+from reconflow.reconviagen.options import MAX_VOXELS
 from reconflow.reconviagen.sampling import FlowSampler, SamplerSettings, run_to_end
 from reconflow.reconviagen.sparse_tensor import SparseTensor, VoxelSet
 from reconflow.reconviagen.structure_decoder import occupied_voxels
 
-MOST_VOXELS: Final = 50_000
-"""Occupied voxels beyond which decoding is refused: objects have about ten thousand, training had at most 32768."""
-
-_FEWER_VIEWS: Final = "Use fewer views, or a GPU with more memory; the CPU needs none of it."
-_FEWER_VOXELS: Final = "Lower max_voxels to refuse such objects early, use a GPU with more memory, or the CPU."
+_FEWER_VIEWS: Final = "Lower max_views, use a GPU with more memory, or choose the device cpu."
+_FEWER_VOXELS: Final = (
+    "Use a GPU with more memory, choose the device cpu, or try another seed; a lower max_voxels refuses such objects "
+    "before they are decoded."
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class GenerationSettings:
     structure: SamplerSettings
     latent: SamplerSettings
     seed: int = 0
-    max_voxels: int = MOST_VOXELS
+    max_voxels: int = MAX_VOXELS
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,7 +313,7 @@ def _gpu_is_full(message: str, stage: str, lower: str) -> ModelGpuOutOfMemoryErr
 def _memory_is_full(message: str, stage: str) -> ModelOutOfMemoryError:
     return ModelOutOfMemoryError(
         f"Memory ran out while {message}.",
-        suggestion="Close other programs, use fewer views, or a machine with more memory.",
+        suggestion="Close other programs, lower max_views, or use a machine with more memory.",
         stage=stage,
     )
 

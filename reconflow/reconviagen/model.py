@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from reconflow.checkpoints import Checkpoint
     from reconflow.datasets.dataset import Dataset, View
     from reconflow.reconstruction import Reconstruction
-    from reconflow.reconviagen.export import FinishSettings
+    from reconflow.reconviagen.export import FinishSettings, Generated
     from reconflow.reconviagen.inference import Generation, GenerationSettings
     from reconflow.reconviagen.networks import Networks
 
 _FEWEST_FACES = 200
+_GENERATED_AT, _GENERATED_AT_BEFORE_REFINING = 0.7, 0.5
+"""Part of the progress at which the networks are done."""
 RANDOM_NOTE = (
     "The weights were random (random_weights=tiny), for trying the way of a run out: the shape has nothing to do with "
     "the pictures."
@@ -35,7 +37,7 @@ class ReconvGenModel:
     """A shape generated from all views at once, by the networks of ReconViaGen v0.2."""
 
     name: ClassVar[str] = "reconviagen"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     def __init__(self) -> None:
@@ -83,23 +85,24 @@ class ReconvGenModel:
 
         Raises:
             WeightsMissingError, WeightsInvalidError: The weights cannot be used.
-            ModelConvergenceError: Nothing usable was generated, or it cannot be aligned with the views.
+            ModelConvergenceError: Nothing usable was generated, it cannot be aligned with the views, or the fit that
+                refines it diverged.
             ModelGpuOutOfMemoryError, ModelOutOfMemoryError: A stage ran out of memory.
             ValidationFailedError: A picture shows no object.
         """
         from dataclasses import replace
 
-        from reconflow.reconviagen.export import finish
         from reconflow.reconviagen.inference import generate
         from reconflow.reconviagen.preprocess import images_to_tensor
 
         settings, started = options.settings(), time.perf_counter()
+        generated_at = _GENERATED_AT if settings.refinement is None else _GENERATED_AT_BEFORE_REFINING
         networks, weights = open_networks(options, self._device, part_of(on_progress, 0.0, 0.02))
         size = networks.facts.image_size
         views = chosen_views(dataset.views, settings.max_views)
         images = images_to_tensor([_prepared(view, size) for view in views], resolution=size)
         opened_s = round(time.perf_counter() - started, 3)
-        generation = generate(images, networks, generation_settings(settings), part_of(on_progress, 0.02, 0.7))
+        generation = generate(images, networks, generation_settings(settings), part_of(on_progress, 0.02, generated_at))
         notes = [*generation.notes, *([RANDOM_NOTE] if settings.random_weights else [])]
         if len(views) < len(dataset.views):
             notes.append(f"The shape was generated from {len(views)} of the {len(dataset.views)} views, evenly chosen.")
@@ -110,12 +113,13 @@ class ReconvGenModel:
             "raw_vertices": len(generation.mesh.vertices),
             "raw_faces": len(generation.mesh.faces),
             "gaussians": len(generation.gaussians),
-            "notes": notes,
         }
         generated, seconds = _on_cpu(generation), generation.timings_s
         finishing = finish_settings(settings, len(generation.mesh.faces))
         del generation, networks, images
-        finished = finish(generated, dataset, calibration, finishing, part_of(on_progress, 0.7, 1.0))
+        self.release()
+        finished = _finished(generated, dataset, calibration, finishing, options, part_of(on_progress, generated_at, 1))
+        facts["notes"] = [*finished.statistics.get("notes", ()), *notes]
         statistics = {**finished.statistics, **facts, "settings": settings.model_dump(mode="json")}
         return replace(finished, statistics=statistics, timings_s={"open": opened_s, **seconds, **finished.timings_s})
 
@@ -205,6 +209,26 @@ def finish_settings(settings: ReconviagenSettings, raw_faces: int) -> FinishSett
     )
 
 
+def _finished(
+    generated: Generated,
+    dataset: Dataset,
+    calibration: Calibration,
+    settings: FinishSettings,
+    options: ReconviagenOptions,
+    on_progress: OnProgress,
+) -> Reconstruction:
+    """Paint the generated object as it is, or fit it to the views first."""
+    from reconflow.nvdiffrec.fitting import useful_settings
+    from reconflow.reconviagen.export import finish
+    from reconflow.reconviagen.refinement import finish_refined
+
+    refinement = options.settings().refinement
+    if refinement is None:
+        return finish(generated, dataset, calibration, settings, on_progress)
+    refinement = useful_settings(refinement, dataset, options.texture_size)
+    return finish_refined(generated, dataset, calibration, settings, refinement, on_progress)
+
+
 def _prepared(view: View, size: int) -> Image.Image:
     """Return a view as the networks take it; an error names the view."""
     import numpy as np
@@ -229,7 +253,7 @@ def _of_view(error: ReconflowError, view: str) -> ReconflowError:
     return type(error)(f"{view}: {error.message}", suggestion=error.suggestion, **{**error.details, "view": view})
 
 
-def _on_cpu(generation: Generation) -> Any:
+def _on_cpu(generation: Generation) -> Generated:
     """Return what the decoders made as the finishing steps take it."""
     import numpy as np
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from reconflow.nvdiffrec.options import Preset
+from reconflow.nvdiffrec.options import FitSettings, NvdiffrecOptions, Preset
 
 
 class RandomWeights(StrEnum):
@@ -15,6 +15,15 @@ class RandomWeights(StrEnum):
 
     TINY = "tiny"
     """The official structure at tiny sizes; the result has nothing to do with the pictures."""
+
+
+class Refinement(StrEnum):
+    """What is done to the generated mesh once it is aligned with the views."""
+
+    NONE = "none"
+    """Nothing; it is painted as it is."""
+    NVDIFFREC = "nvdiffrec"
+    """It is the start of nvdiffrec's fit, instead of a surface carved from the views."""
 
 
 class ReconviagenSettings(BaseModel):
@@ -46,6 +55,8 @@ class ReconviagenSettings(BaseModel):
     """From how many sides walls inside the object are looked for."""
     random_weights: RandomWeights | None
     """Which random networks stand in for the published ones."""
+    refinement: FitSettings | None
+    """How nvdiffrec's fit goes on from the generated mesh, when asked for; it has no carving grid."""
     seed: int
     """Seeds the noise; equal seeds give equal files."""
 
@@ -64,9 +75,10 @@ _PRESETS: dict[Preset, dict[str, Any]] = {
         "gaussian_size": 1024, "visibility_views": 500,
     },
 }  # fmt: skip
-_GUIDANCE = 7.5
-_MAX_VOXELS = 50_000
-_MAX_VIEWS = 16
+GUIDANCE: Final = 7.5
+MAX_VOXELS: Final = 50_000
+"""Objects have about ten thousand; training had at most 32768."""
+MAX_VIEWS: Final = 16
 """What the published demonstration was measured with; the cost grows with the square of the views."""
 
 
@@ -85,19 +97,30 @@ class ReconviagenOptions(BaseModel):
         default=None, title="Latent steps", description="Sampler steps of the structured latent."
     )
     guidance: Annotated[float, Field(ge=1, le=50)] = Field(
-        default=_GUIDANCE, title="Guidance", description="Weight of the prediction with the views; 1 for none."
+        default=GUIDANCE, title="Guidance", description="Weight of the prediction with the views; 1 for none."
     )
     max_views: Annotated[int, Field(ge=1, le=256)] = Field(
-        default=_MAX_VIEWS, title="Most views", description="Of more views so many are chosen evenly; all are painted."
+        default=MAX_VIEWS, title="Most views", description="Of more views so many are chosen evenly; all are painted."
     )
     max_voxels: Annotated[int, Field(ge=100, le=300_000)] = Field(
-        default=_MAX_VOXELS, title="Most voxels", description="Structures with more occupied voxels are refused."
+        default=MAX_VOXELS, title="Most voxels", description="Structures with more occupied voxels are refused."
     )
     texture_size: Annotated[int, Field(ge=64, le=8192)] | None = Field(
         default=None, title="Texture size", description="Side of the square base-colour texture, texels."
     )
     target_faces: Annotated[int, Field(ge=200, le=2_000_000)] | None = Field(
         default=None, title="Face budget", description="Upper bound on the mesh's faces, as far as its shape allows."
+    )
+    refine: Refinement = Field(
+        default=Refinement.NONE,
+        title="Refine",
+        description="nvdiffrec: the aligned mesh is the start of nvdiffrec's fit to the views.",
+    )
+    steps: Annotated[int, Field(ge=0, le=20_000)] | None = Field(
+        default=None, title="Steps", description="Iterations of that fit."
+    )
+    resolution: Annotated[int, Field(ge=64, le=4096)] | None = Field(
+        default=None, title="Fit resolution", description="Longest image side of that fit, pixels."
     )
     weights: str | None = Field(
         default=None, title="Weights", description="Folder or s3:// address; the machine's own folder when left out."
@@ -110,7 +133,13 @@ class ReconviagenOptions(BaseModel):
     )
 
     def settings(self) -> ReconviagenSettings:
-        """Return the numbers to run with: the preset's, overridden by what was given."""
+        """Return the numbers to run with: the preset's, overridden by what was given.
+
+        The texture of a refined mesh is as fine as nvdiffrec's preset makes it.
+        """
+        chosen, refinement = dict(_PRESETS[self.preset]), self._refinement()
+        if refinement is not None:
+            chosen |= {"texture_size": refinement.texture_size, "texture_steps": refinement.texture_steps}
         given = {
             name: value
             for name in ("structure_steps", "latent_steps", "texture_size")
@@ -120,4 +149,10 @@ class ReconviagenOptions(BaseModel):
             name: getattr(self, name)
             for name in ("guidance", "max_views", "max_voxels", "target_faces", "random_weights", "seed")
         }
-        return ReconviagenSettings(**(_PRESETS[self.preset] | given | kept))
+        return ReconviagenSettings(**(chosen | given | kept), refinement=refinement)
+
+    def _refinement(self) -> FitSettings | None:
+        if self.refine is Refinement.NONE:
+            return None
+        shared = ("preset", "steps", "resolution", "texture_size", "target_faces", "seed")
+        return NvdiffrecOptions(**{name: getattr(self, name) for name in shared}).settings()

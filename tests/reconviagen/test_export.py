@@ -12,6 +12,7 @@ from reconflow.errors import ModelConvergenceError
 from reconflow.geometry.atlas import unwrap
 from reconflow.geometry.atlas_raster import rasterize_atlas
 from reconflow.geometry.facts import mesh_facts
+from reconflow.geometry.gaussians import Gaussians
 from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
 from reconflow.geometry.similarity import Similarity, rotation_from_vector
 from reconflow.nvdiffrec.photos import prepare_photo
@@ -20,7 +21,6 @@ from reconflow.quality.metrics import psnr_db, squared_error
 from reconflow.reconstruction import Reconstruction
 from reconflow.reconviagen.baking import GaussianPictures, bake_texture, matching_gains
 from reconflow.reconviagen.export import Y_UP_FROM_Z_UP, FinishSettings, Generated, clean_surface, finish
-from reconflow.reconviagen.gaussians import Gaussians
 from reconflow.rendering.shade import render_textured
 from tests.geometry.shapes import joined
 from tests.nvdiffrec.painted_objects import gradient, painted, photographed, rig, scaled

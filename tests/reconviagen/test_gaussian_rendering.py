@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from reconflow.cameras.camera import PinholeCamera, project_points
 from reconflow.cameras.six_axis import six_axis_rig
 from reconflow.errors import ModelUnavailableError, ValidationFailedError
+from reconflow.geometry.gaussians import Gaussians
 from reconflow.geometry.similarity import Similarity, rotation_from_vector
 from reconflow.reconviagen.gaussian_rendering import render_gaussians
-from reconflow.reconviagen.gaussians import Gaussians
 
 
 def random_gaussians(count: int, seed: int = 0, size: float = 0.08) -> Gaussians:

@@ -1,0 +1,125 @@
+"""A generated object as the start of nvdiffrec's fit: the surface made fit for it, then fitted and painted.
+
+What is unusual about the start is said in notes, never passed over. The fit itself is `nvdiffrec.fitting`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from reconflow.cameras.calibration import Calibration
+from reconflow.datasets.dataset import Dataset
+from reconflow.geometry.components import keep_components
+from reconflow.geometry.depth import SurfaceObservation
+from reconflow.geometry.facts import MeshFacts, mesh_facts
+from reconflow.geometry.holes import fill_holes
+from reconflow.geometry.mesh import TriangleMesh
+from reconflow.geometry.remesh import fix_non_manifold, remesh_to_budget
+from reconflow.nvdiffrec.fitting import fit_to_views
+from reconflow.nvdiffrec.options import FitSettings
+from reconflow.progress import OnProgress, ignore_progress, part_of
+from reconflow.reconstruction import Reconstruction
+from reconflow.reconviagen.export import LEAST_PIECE, FinishSettings, Generated, Placed, gaussian_painter, place
+
+_LONGEST_HOLE: Final = 250
+"""Boundary edges of the longest hole that is closed before the fit; longer ones stay open, and a note says so."""
+
+
+def finish_refined(
+    generated: Generated,
+    dataset: Dataset,
+    calibration: Calibration,
+    settings: FinishSettings,
+    refinement: FitSettings,
+    on_progress: OnProgress = ignore_progress,
+) -> Reconstruction:
+    """Turn a generated object into a textured mesh that was fitted to the views, starting from the generated surface.
+
+    Args:
+        generated: From the decoders.
+        dataset: The views that it was generated from.
+        calibration: Their cameras and depth scales.
+        settings: How the generated surface is cleaned and placed, and the Gaussians pictured.
+        refinement: How it is fitted and painted.
+        on_progress: Receiver of progress; may raise `Cancelled`.
+
+    Returns:
+        The reconstruction; statistics of `export.finish` and of `fit_to_views`, with `refinement`: what the fit started
+        from, and `notes`: for people.
+
+    Raises:
+        ModelConvergenceError: There is no surface, it cannot be aligned with the views, or the fit diverged.
+    """
+    timings: dict[str, float] = {}
+    placed = place(generated, dataset, calibration, settings, part_of(on_progress, 0.0, 0.3), timings)
+    starts: list[TriangleMesh] = []
+
+    def generated_surface(_: Sequence[SurfaceObservation], on_progress: OnProgress) -> TriangleMesh:
+        starts.append(fit_for_fitting(placed.mesh, refinement.target_faces, on_progress))
+        return starts[0]
+
+    paint = gaussian_painter(generated.gaussians, placed.world_from_generator, settings)
+    fitting = part_of(on_progress, 0.3, 1.0)
+    fitted = fit_to_views(dataset, calibration, refinement, generated_surface, fitting, paint=paint)
+    start = mesh_facts(starts[0])
+    statistics: dict[str, Any] = {
+        **fitted.statistics,
+        **placed.facts(),
+        "refinement": {
+            "from": "the generated mesh, aligned with the views",
+            "faces": start.faces,
+            "components": start.components,
+            "boundary_edges": start.boundary_edges,
+            "mask_iou": placed.found.residuals["mask_iou"],
+        },
+        "notes": refinement_notes(placed, start),
+    }
+    return replace(
+        fitted,
+        statistics=statistics,
+        timings_s=timings | fitted.timings_s,
+        gaussians=generated.gaussians.transformed(placed.world_from_generator),
+    )
+
+
+def fit_for_fitting(mesh: TriangleMesh, target_faces: int, on_progress: OnProgress = ignore_progress) -> TriangleMesh:
+    """Make a surface what a fit can start from: an oriented manifold, evenly cut, holes closed as far as they can be.
+
+    Args:
+        mesh: Any surface with outward winding, in one piece or several.
+        target_faces: Face budget.
+        on_progress: Receiver of progress.
+
+    Returns:
+        All pieces but specks. Holes of more than 250 edges stay open.
+
+    Raises:
+        ModelConvergenceError: The surface is empty.
+    """
+    on_progress(0, 100, "preparing the generated surface")
+    sound = keep_components(fix_non_manifold(mesh), LEAST_PIECE)
+    closed, _ = fill_holes(sound, _LONGEST_HOLE)
+    return remesh_to_budget(closed, target_faces, iterations=4, on_progress=part_of(on_progress, 0.2, 1.0))
+
+
+def refinement_notes(placed: Placed, start: MeshFacts) -> list[str]:
+    """Return what people are told of a refinement: what it started from, and what speaks against trusting it.
+
+    Args:
+        placed: The generated mesh, aligned.
+        start: Of the surface that the fit started from.
+    """
+    doubts = placed.notes()
+    overlap = placed.found.residuals["mask_iou"]
+    told = (
+        "The mesh was refined by nvdiffrec's fit to the views, which started from the generated mesh instead of a "
+        f"carved one. Aligned with the views, that overlapped their masks with an IoU of {overlap:.3f}."
+    )
+    notes = [told, *doubts]
+    if doubts:
+        notes.append("A fit that starts far off may not find the object: compare with the model nvdiffrec.")
+    if start.boundary_edges:
+        notes.append(f"The generated mesh has openings ({start.boundary_edges} boundary edges), which the fit keeps.")
+    return notes
