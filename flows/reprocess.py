@@ -6,6 +6,7 @@ Prefect and in the manifests: a walk that dies is simply walked again.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -22,7 +23,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Failed
 
 from blocks.artifact_store import using_locations
-from flows.reprocess_report import RunOutcome, WalkReport, make_report, table_rows
+from flows.reprocess_report import REFUSED, RunOutcome, WalkReport, make_report, refusal_of, table_rows
 from flows.reprocess_request import ReprocessRequest
 from flows.run_ids import run_id_of
 from flows.submissions import Work, find_deployment, has_ended, latest_of, read_runs, submit
@@ -73,6 +74,8 @@ def reprocess(params: ReprocessRequest) -> dict[str, Any] | State[Any]:
                 outcomes = Walk(client, params, wanted, began, datasets).run_all(chosen)
             report = make_report(params, decisions, chosen, outcomes)
             show_report(report, "reprocess-runs")
+            if (refusal := refusal_of(outcomes)) is not None:
+                raise refusal
     except ReconflowError as error:
         return Failed(message=f"{error.code}: {error.message} {error.suggestion}", data=error)
     return report.model_dump(mode="json")
@@ -141,7 +144,7 @@ class Walk:
         location = decision.source.location
         request = self._request_for(location)
         work = Work(
-            parameters={"params": request.model_dump(mode="json")},
+            parameters={"params": request.model_dump(mode="json", exclude_unset=True)},
             key=lambda attempt: submission_key(decision, self._wanted, attempt),
             first_attempt=decision.attempt,
             max_attempts=self._request.attempts,
@@ -150,11 +153,14 @@ class Walk:
         try:
             self._running[location] = submit(self._client, deployment, work, self._began)
         except httpx.HTTPStatusError as error:
-            refused = f"The Prefect server refused the run ({error.response.status_code})."
-            self._outcomes[location] = RunOutcome(state="Not submitted", message=refused)
+            why = f"{error.response.status_code}: {_told(error.response)}"
+            self._outcomes[location] = RunOutcome(state=REFUSED, message=why[:_MAX_MESSAGE])
 
     def _request_for(self, location: str) -> RunRequest:
-        """Return a run's request as its worker needs it: with the block, which has the credentials, or absolute."""
+        """Return a run's request as its worker needs it: with the block, which has the credentials, or absolute.
+
+        Only what the walk was told is set, so that an older deployment, which lacks newer fields, understands it.
+        """
         asked, out = self._request.datasets, self._request.out
         below = location.removeprefix(self._place)
         request = self._request.request_for(f"{asked.rstrip('/')}{below}" if scheme_of(asked) == "block" else location)
@@ -174,6 +180,15 @@ class Walk:
                 self._outcomes[location] = _outcome(run)
                 del self._running[location]
                 get_run_logger().info("%s: %s", location, run.state_name)
+
+
+def _told(response: httpx.Response) -> str:
+    """Return what the server says of a refusal."""
+    try:
+        detail = response.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        return response.reason_phrase
+    return detail if isinstance(detail, str) else json.dumps(detail)
 
 
 def _outcome(run: FlowRun) -> RunOutcome:

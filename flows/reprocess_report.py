@@ -9,8 +9,10 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from flows.reprocess_request import ReprocessRequest
+from reconflow.errors import ServerRefusedError
 from reconflow.reprocessing import Decision, Verdict, count_verdicts
 
+REFUSED: Final = "Refused"
 MAX_ROWS: Final = 500
 """Of a table that people look at; the counts are of all datasets."""
 
@@ -19,10 +21,28 @@ class RunOutcome(BaseModel, frozen=True, extra="forbid"):
     """What became of one run of a walk."""
 
     state: str
-    """As Prefect names it, or `Not submitted`."""
+    """As Prefect names it, or `Not submitted`, or `Refused` by the server."""
     message: str = ""
     run_id: str | None = None
     flow_run_id: str | None = None
+
+
+def refusal_of(outcomes: Mapping[str, RunOutcome]) -> ServerRefusedError | None:
+    """Return why a walk has come to nothing: the server refused every single run; None when it did not.
+
+    Args:
+        outcomes: Of the runs, by the dataset's location.
+    """
+    refused = {location: outcome.message for location, outcome in outcomes.items() if outcome.state == REFUSED}
+    if not refused or len(refused) < len(outcomes):
+        return None
+    runs = "the run" if len(refused) == 1 else f"all {len(refused)} runs"
+    return ServerRefusedError(
+        f"The Prefect server refused {runs}. {next(iter(refused.values()))}",
+        suggestion="Deploy again, with the version that walks: reconflow deploy. Until then, leave out the options that "
+        "the deployment does not know.",
+        refused=dict(list(refused.items())[:MAX_ROWS]),
+    )
 
 
 class DatasetRow(BaseModel, frozen=True, extra="forbid"):

@@ -284,7 +284,10 @@ class ServerUnreachableError(ResourceError):
 
 
 class ServerRefusedError(ResourceError):
-    """The Prefect server answers and refuses: a wrong password, or it lacks what `reconflow deploy` creates."""
+    """The Prefect server answers and refuses: a wrong password, or it lacks what `reconflow deploy` creates.
+
+    So it does when its deployments are of another version, which does not know the parameters of this one.
+    """
 
     code = ErrorCode.SERVER_REFUSED
 

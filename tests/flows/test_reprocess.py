@@ -185,6 +185,42 @@ def test_a_deployment_that_does_not_exist_is_named(walked: dict[str, Any]) -> No
         walk(**walked | {"deployment": "reconstruct/nowhere"})
 
 
+def test_a_deployment_of_an_older_version_gets_the_fields_that_it_needs_and_no_others(
+    walked: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    older = walk_objects.make_deployment(
+        request.node.name[:60], without=("random_weights", "structure_steps", "guidance", "weights")
+    )
+    with walk_objects.StandInWorker(older, tmp_path / "out", completed):
+        report = walk(**walked, options={"seed": 0, "fov_deg": 60})
+    assert report["states"] == {"Completed": 3}
+    (first, *_) = (run.parameters["params"] for run in submitted(older))
+    assert first.keys() == {"dataset", "out", "model", "preset", "seed", "fov_deg"}
+
+
+def test_a_walk_whose_every_run_is_refused_fails_and_says_why(
+    walked: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+    from reconflow.errors import ServerRefusedError
+
+    walk_objects.make_deployment(request.node.name[:60], without=("fov_deg",))
+    with pytest.raises(ServerRefusedError, match="fov_deg") as caught:
+        walk(**walked, options={"fov_deg": 60})
+    assert "reconflow deploy" in caught.value.suggestion
+    refused = caught.value.details["refused"]
+    assert isinstance(refused, dict)
+    assert [Path(dataset).name for dataset in refused] == ["boot", "cup", "lamp"]
+    assert all("409" in reason and "fov_deg" in reason for reason in refused.values())
+    with get_client(sync_client=True) as client:
+        keyed = ArtifactFilter(key=ArtifactFilterKey(any_=["reprocess-runs"]))
+        table = json.loads(client.read_artifacts(artifact_filter=keyed)[-1].data)
+    assert {row["state"] for row in table} == {"Refused"}
+    assert all("fov_deg" in row["message"] for row in table)
+
+
 def test_a_walk_over_a_block_submits_the_block_and_compares_its_place(
     deployment: Any, walked: dict[str, Any], tmp_path: Path
 ) -> None:

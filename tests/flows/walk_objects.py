@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextvars import copy_context
 from pathlib import Path
 from typing import Any
@@ -112,14 +112,29 @@ class StandInWorker:
         client.set_flow_run_state(run.id, state, force=True)
 
 
-def make_deployment(name: str) -> UUID:
-    """Register a deployment of `reconstruct` that no worker serves."""
+def make_deployment(name: str, *, without: Collection[str] = ()) -> UUID:
+    """Register a deployment of `reconstruct` that no worker serves.
+
+    Args:
+        name: Of the deployment.
+        without: Fields of a request that its version of the flow does not have yet.
+    """
     from prefect.client.orchestration import get_client
+    from prefect.utilities.callables import parameter_schema
 
     from flows.reconstruct import reconstruct
 
+    form = parameter_schema(reconstruct).model_dump_for_openapi()
+    fields = form["definitions"]["RunRequest"]["properties"]
+    for field in without:
+        del fields[field]
     with get_client(sync_client=True) as client:
-        return client.create_deployment(flow_id=client.create_flow(reconstruct), name=name)
+        return client.create_deployment(
+            flow_id=client.create_flow(reconstruct),
+            name=name,
+            parameter_openapi_schema=form,
+            enforce_parameter_schema=True,
+        )
 
 
 def runs_of(client: Any, deployment: UUID) -> list[Any]:
