@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from reconflow.cameras.calibration import Calibration
 from reconflow.datasets.dataset import Dataset
@@ -17,7 +17,7 @@ from reconflow.geometry.facts import MeshFacts, mesh_facts
 from reconflow.geometry.holes import fill_holes
 from reconflow.geometry.mesh import TriangleMesh
 from reconflow.geometry.remesh import fix_non_manifold, remesh_to_budget
-from reconflow.nvdiffrec.fitting import fit_to_views
+from reconflow.nvdiffrec.fitting import Painter, fit_to_views
 from reconflow.nvdiffrec.options import FitSettings
 from reconflow.progress import OnProgress, ignore_progress, part_of
 from reconflow.reconstruction import Reconstruction
@@ -54,34 +54,51 @@ def finish_refined(
     """
     timings: dict[str, float] = {}
     placed = place(generated, dataset, calibration, settings, part_of(on_progress, 0.0, 0.3), timings)
-    starts: list[TriangleMesh] = []
+    paint = gaussian_painter(generated.gaussians, placed.world_from_generator, settings)
+    fitted = refine(placed, dataset, calibration, refinement, paint, part_of(on_progress, 0.3, 1.0))
+    gaussians = generated.gaussians.transformed(placed.world_from_generator)
+    return replace(fitted, timings_s=timings | fitted.timings_s, gaussians=gaussians)
+
+
+def refine(
+    placed: Placed,
+    dataset: Dataset,
+    calibration: Calibration,
+    settings: FitSettings,
+    paint: Painter,
+    on_progress: OnProgress = ignore_progress,
+) -> Reconstruction:
+    """Fit a placed object to the views, starting from its surface; as `finish_refined`, without Gaussians.
+
+    Args:
+        placed: The generated object where the cameras see it.
+        dataset: The views.
+        calibration: Their cameras and depth scales.
+        settings: How it is fitted and painted.
+        paint: Paints the fitted surface.
+        on_progress: Receiver of progress; may raise `Cancelled`.
+
+    Raises:
+        ModelConvergenceError: The surface is empty, or the fit diverged.
+    """
+    start: list[MeshFacts] = []
 
     def generated_surface(_: Sequence[SurfaceObservation], on_progress: OnProgress) -> TriangleMesh:
-        starts.append(fit_for_fitting(placed.mesh, refinement.target_faces, on_progress))
-        return starts[0]
+        surface = fit_for_fitting(placed.mesh, settings.target_faces, on_progress)
+        start.append(mesh_facts(surface))
+        return surface
 
-    paint = gaussian_painter(generated.gaussians, placed.world_from_generator, settings)
-    fitting = part_of(on_progress, 0.3, 1.0)
-    fitted = fit_to_views(dataset, calibration, refinement, generated_surface, fitting, paint=paint)
-    start = mesh_facts(starts[0])
-    statistics: dict[str, Any] = {
-        **fitted.statistics,
-        **placed.facts(),
-        "refinement": {
-            "from": "the generated mesh, aligned with the views",
-            "faces": start.faces,
-            "components": start.components,
-            "boundary_edges": start.boundary_edges,
-            "mask_iou": placed.found.residuals["mask_iou"],
-        },
-        "notes": refinement_notes(placed, start),
+    fitted = fit_to_views(dataset, calibration, settings, generated_surface, on_progress, paint=paint)
+    refinement = {
+        "from": "the generated mesh, aligned with the views",
+        "faces": start[0].faces,
+        "components": start[0].components,
+        "boundary_edges": start[0].boundary_edges,
+        "mask_iou": placed.found.residuals["mask_iou"],
+        "settings": fitted.statistics["settings"],
     }
-    return replace(
-        fitted,
-        statistics=statistics,
-        timings_s=timings | fitted.timings_s,
-        gaussians=generated.gaussians.transformed(placed.world_from_generator),
-    )
+    told = {"refinement": refinement, "notes": refinement_notes(placed, start[0])}
+    return replace(fitted, statistics={**fitted.statistics, **placed.facts(), **told})
 
 
 def fit_for_fitting(mesh: TriangleMesh, target_faces: int, on_progress: OnProgress = ignore_progress) -> TriangleMesh:
