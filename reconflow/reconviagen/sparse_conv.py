@@ -21,6 +21,8 @@ from reconflow.reconviagen.sparse_tensor import NeighbourPairs, SparseTensor
 
 _CHUNK_VALUES = 2**24
 """Numbers that a buffer of gathered rows or of products holds at most."""
+_CHUNK_VALUES_CPU = 2**20
+"""The same on the CPU: buffers that stay in its caches, and for which the system is not asked for fresh pages."""
 
 
 class ConvolutionWeights(nn.Module):
@@ -108,7 +110,7 @@ class SparseGroupNorm32(nn.GroupNorm):
         return input.with_feats(torch.cat(normed) if len(normed) > 1 else normed[0])
 
     def _item(self, feats: Tensor) -> Tensor:
-        chunks = torch.split(feats, max(1, _CHUNK_VALUES // feats.shape[1]))
+        chunks = torch.split(feats, chunk_length(feats.shape[1], feats.device))
         values = len(feats) * feats.shape[1] // self.num_groups
         total = sum_of_rows([self._grouped(chunk).sum((0, 2)) for chunk in chunks])
         mean = total / values
@@ -147,11 +149,16 @@ def both_directions(pairs: NeighbourPairs) -> Iterator[tuple[Tensor, Tensor, tup
 
 def add_products(total: Tensor, rows: Tensor, feats: Tensor, others: Tensor, weight: Tensor) -> None:
     """Add feats[others] @ weightᵀ to the given rows of `total`, which are distinct, in place and chunk by chunk."""
-    length = max(1, _CHUNK_VALUES // max(weight.shape))
+    length = chunk_length(max(weight.shape), feats.device)
     for start in range(0, len(rows), length):
         chunk = slice(start, start + length)
         products = linear(feats.index_select(0, others[chunk]), weight)
         total.index_add_(0, rows[chunk], products.to(total.dtype))
+
+
+def chunk_length(width: int, device: torch.device) -> int:
+    """How many rows of a width are worked off together."""
+    return max(1, (_CHUNK_VALUES_CPU if device.type == "cpu" else _CHUNK_VALUES) // width)
 
 
 def children_next_to(offset: tuple[int, int, int]) -> list[int]:
