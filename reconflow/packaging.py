@@ -5,7 +5,7 @@ No formats here, and no decisions about the order of the work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -271,6 +271,7 @@ def write_run_report(
                 *statistics.get("notes", ()),
                 *measured.reasons,
             ),
+            alignment=alignment_texts(statistics.get("registration")),
             licences=LICENCES | statistics.get("weights", {}).get("licences", {}),
         ),
     )
@@ -300,6 +301,31 @@ def calibration_summary(calibration: Calibration, dataset: Dataset) -> Calibrati
         },
         notes=calibration.warnings,
     )
+
+
+def alignment_texts(registration: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return how well a generated mesh was aligned with the views, in words; nothing of a mesh that was not.
+
+    Args:
+        registration: As in the statistics of `reconviagen.export.finish`.
+    """
+    if registration is None:
+        return {}
+    found = registration["residuals"]
+    orientation = "open: others fit about as well" if registration["ambiguous"] else "decided by the views"
+    texts = {
+        "orientation": f"{orientation} (confidence {registration['confidence']:.2f})",
+        "overlap with the masks (IoU)": f"{found['mask_iou']:.3f}",
+    }
+    for kind in ("silhouette", "depth", "colour"):
+        if f"{kind}_rms_px" in found:
+            size = f"{found['picture_px']:.0f} px"
+            texts[f"{kind}, root mean square"] = f"{found[f'{kind}_rms_px']:.2f} px of pictures of {size}"
+    if "rotation_sigma_deg" in found:
+        texts["rotation known to"] = f"±{found['rotation_sigma_deg']:.2g}°"
+        texts["scale known to"] = f"±{100 * found['scale_sigma']:.2g} %"
+        texts["place known to"] = f"±{100 * found['translation_sigma']:.2g} % of the object's radius"
+    return texts
 
 
 def _machine_texts() -> dict[str, str]:

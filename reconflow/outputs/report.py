@@ -99,6 +99,7 @@ class ReportData:
         machine: Facts of the machine and the run, e.g. peak memory, already in words.
         options: The options used.
         warnings: Sentences about what is unusual.
+        alignment: How well a generated mesh lies where the cameras see it, in words.
         licences: What touched the asset and under which licence.
     """
 
@@ -118,6 +119,7 @@ class ReportData:
     machine: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    alignment: Mapping[str, str] = field(default_factory=dict)
     licences: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -183,6 +185,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "residuals": overall_residuals(calibration.residuals, data.cameras),
         "residual_meanings": residual_meanings(calibration.residuals, data.cameras),
         "shifts": shift_table(calibration.photo_shifts_px, data.cameras),
+        "alignment": data.alignment,
         "curves": _curves(data.losses, data.loss_levels),
         "times": _times(timings_s),
         "machine": data.machine,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import subprocess
 import sys
+import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from reconflow.cameras.six_axis import six_axis_rig
 from reconflow.datasets.writing import write_six_view
 from reconflow.errors import GpuUnavailableError, QualityThresholdError, ReconflowError, WeightsMissingError
 from reconflow.geometry.mesh import TexturedMesh, TriangleMesh
+from reconflow.outputs.package import read_manifest, verify_package
 from reconflow.outputs.previews import write_turntable
 from reconflow.outputs.runs import RunLayout
 from reconflow.pipeline import run_pipeline
@@ -90,9 +94,73 @@ def test_a_run_with_random_weights_stores_everything_and_says_that_they_were_ran
     assert facts["options"]["settings"]["structure_steps"] == 2
     assert facts["notes"][-1] == RANDOM_NOTE
     assert facts["licences"] == {"reconflow": "Apache-2.0"}
-    assert "random_weights=tiny" in layout.report.read_text("utf-8")
+    page = layout.report.read_text("utf-8")
+    assert "random_weights=tiny" in page
+    assert "How the generated mesh lies" in page
+    assert re.search(r"silhouette, root mean square</dt><dd>\d+\.\d\d px", page)
     for part in ("infer: sampling the structure", "infer: sampling the latent"):
         assert told.count(part) >= 3
+
+
+@pytest.mark.usefixtures("few_pictures")
+def test_a_refined_run_stores_everything_and_says_what_it_was_refined_from(dataset: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    request = request_for(dataset, tmp_path, refine="nvdiffrec", steps=12, resolution=96)
+    with pytest.raises(QualityThresholdError):
+        run_pipeline(request, lambda step, total, message: told.append(message), run_id="refined1")
+    layout = RunLayout(tmp_path / "runs" / "refined1", "refined1", "reconviagen")
+    manifest = verify_package(layout.root)
+    names = {entry.path for entry in manifest.files}
+    assert {f"reconviagen/{name}" for name in ("mesh.glb", "mesh.obj", "mesh.ply", "gaussians.ply")} <= names
+    with zipfile.ZipFile(layout.archive) as archive:
+        assert "reconviagen/gaussians.ply" in archive.namelist()
+    assert manifest.facts is not None
+    assert manifest.facts.options["refine"] == "nvdiffrec"
+    assert manifest.facts.options["settings"]["refinement"]["steps"] == 12
+    assert "started from the generated mesh" in manifest.facts.notes[0]
+    assert manifest.facts.notes[-1] == RANDOM_NOTE
+    page = layout.report.read_text("utf-8")
+    assert "started from the generated mesh" in page
+    assert "How the fit went" in page
+    assert told.count("infer: fitting the surface") >= 12
+
+
+RUN = """
+import sys
+from pathlib import Path
+from reconflow.errors import QualityThresholdError
+from reconflow.pipeline import run_pipeline
+from tests.reconviagen.test_reconviagen_model import request_for
+import torch
+torch.set_num_threads(int(sys.argv[3]))
+request = request_for(Path(sys.argv[1]), Path(sys.argv[2]), refine="nvdiffrec", steps=12, resolution=96)
+try:
+    run_pipeline(request, run_id="refined1")
+except QualityThresholdError:
+    print("stored")
+"""
+
+
+@pytest.mark.slow
+def test_refined_runs_with_one_and_two_threads_store_the_same_files(dataset: Path, tmp_path: Path) -> None:
+    stored = []
+    for threads in ("1", "2"):
+        limits = dict.fromkeys(
+            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), threads
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, str(dataset), str(tmp_path / threads), threads],
+            env={**os.environ, **limits},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == "stored"
+        manifest = read_manifest(tmp_path / threads / "runs" / "refined1")
+        stored.append({entry.path: entry.sha256 for entry in manifest.files if not entry.varies})
+    assert len(stored[0]) > 15
+    assert stored[0] == stored[1]
 
 
 def test_without_weights_a_run_ends_before_anything_is_computed_and_says_what_to_fetch(
