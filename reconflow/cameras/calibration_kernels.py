@@ -137,6 +137,22 @@ def signed_outside(grid: FloatGrid, height: int, width: int, u: float, v: float)
 
 
 @njit(cache=True)
+def _between_views(cam_from_world: FloatGrid) -> tuple[FloatGrid, FloatGrid]:
+    """Return what takes a point from each view's frame to each other's: rotations (V, V, 3, 3), shifts (V, V, 3)."""
+    views = len(cam_from_world)
+    b_from_a, shift = np.zeros((views, views, 3, 3)), np.zeros((views, views, 3))
+    for a in range(views):
+        for b in range(views):
+            for j in range(3):
+                shift[a, b, j] = cam_from_world[b, j, 3]
+                for k in range(3):
+                    for m in range(3):
+                        b_from_a[a, b, j, k] += cam_from_world[b, j, m] * cam_from_world[a, k, m]
+                    shift[a, b, j] -= b_from_a[a, b, j, k] * cam_from_world[a, k, 3]
+    return b_from_a, shift
+
+
+@njit(cache=True)
 def hold_against_views(
     point_view: NDArray[np.int64],
     point_px: FloatGrid,
@@ -179,15 +195,7 @@ def hold_against_views(
             other view.
     """
     views = len(focal_px)
-    b_from_a, shift = np.zeros((views, views, 3, 3)), np.zeros((views, views, 3))
-    for a in range(views):
-        for b in range(views):
-            for j in range(3):
-                shift[a, b, j] = cam_from_world[b, j, 3]
-                for k in range(3):
-                    for m in range(3):
-                        b_from_a[a, b, j, k] += cam_from_world[b, j, m] * cam_from_world[a, k, m]
-                    shift[a, b, j] -= b_from_a[a, b, j, k] * cam_from_world[a, k, 3]
+    b_from_a, shift = _between_views(cam_from_world)
     for i in range(len(point_view)):
         a = point_view[i]
         depth_a = scales[a] * point_value[i]

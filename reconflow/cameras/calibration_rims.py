@@ -40,6 +40,13 @@ _MAX_OFF_PX: Final = 0.8
 _LEAST_SHARE: Final = 0.4
 """Share of a photo's outline that must be readable and run along the mask's."""
 
+_MIXED: Final = (0.15, 0.7)
+"""Coverage of a pixel that is mixed for certain: texture alone dims or brightens a pixel of the object less."""
+
+_LEAST_MIXED: Final = 0.25
+"""Mixed pixels per pixel of the mask's outline: soft edges have half of them and more, edges in whole pixels none,
+and those are no finer than the mask's."""
+
 _LEAST_SHARP: Final = 4
 """Number of views to be read for the others to be left out."""
 
@@ -60,12 +67,15 @@ def with_photo_rims(views: PreparedViews, dataset: Dataset, shifts: Sequence[Pho
         The views with finer `outside_px`, all of them `sharp`; or the same views when too few photos can be read.
     """
     outside, sharp = views.outside_px.copy(), np.zeros(len(views.names), dtype=bool)
+    read = {}
     for index, (view, shift) in enumerate(zip(dataset.views, shifts, strict=True)):
-        if shift is not None and shift.shift_px != (0.0, 0.0):
-            continue
-        coverage = _coverage(view)
-        if coverage is not None:
-            sharp[index] = _refine(outside[index], views, index, *coverage)
+        in_place = shift is None or shift.shift_px == (0.0, 0.0)
+        if in_place and (coverage := _coverage(view)) is not None:
+            read[index] = coverage
+    if not _are_soft([(dataset.views[index], *coverage) for index, coverage in read.items()]):
+        return views
+    for index, coverage in read.items():
+        sharp[index] = _refine(outside[index], views, index, *coverage)
     if sharp.sum() < _LEAST_SHARP:
         return views
     outside[~sharp] -= _LENIENT_PX
@@ -95,6 +105,16 @@ def _coverage(view: View) -> tuple[FloatArray, NDArray[np.bool_]] | None:
     told[ys, xs] = (strength > _LEAST_CONTRAST**2) & (off_line < _MAX_OFF_LINE * np.sqrt(strength))
     coverage[ys, xs] = np.where(told[ys, xs], np.clip(mixture, 0.0, 1.0), mask[ys, xs])
     return coverage, told
+
+
+def _are_soft(coverages: Sequence[tuple[View, FloatArray, NDArray[np.bool_]]]) -> bool:
+    """Whether the edges are softer than whole pixels; asked of all views together, as a box has four edges in each."""
+    mixed = outlines = 0
+    for view, coverage, told in coverages:
+        mask = clean_mask(view.mask)
+        outlines += int(np.count_nonzero(mask & ~ndimage.binary_erosion(mask)))
+        mixed += int(np.count_nonzero(told & (coverage > _MIXED[0]) & (coverage < _MIXED[1])))
+    return mixed > _LEAST_MIXED * outlines
 
 
 def _background_at(plane: FloatArray, ys: NDArray[np.int64], xs: NDArray[np.int64], hw: tuple[int, ...]) -> FloatArray:

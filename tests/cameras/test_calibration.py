@@ -176,6 +176,15 @@ def test_soft_edges_of_photos_sharpen_a_box_that_whole_pixels_leave_open():
     assert blunt.sigma > 1.5 * found.fov_uncertainty_deg
 
 
+@pytest.mark.parametrize(("fov_deg", "size"), [(62.0, 128), (35.0, 96)])
+def test_a_box_in_whole_pixels_is_not_taken_for_sharper_than_it_is(fov_deg, size):
+    fov = math.radians(fov_deg)
+    dataset, _ = rendered(box([1, 0.7, 0.4]), fov, 1.2 / math.sin(fov / 2), size)
+    assert not with_photo_rims(prepare_views(dataset), dataset, (None,) * 6).sharp
+    with pytest.raises(CalibrationAmbiguousError):
+        calibrate(dataset)
+
+
 def test_an_outline_read_from_a_photo_is_right_within_a_fiftieth_of_a_pixel():
     dataset = soft_dataset(box([1, 0.75, 0.45]), 41.3, 128, samples=16)
     views = with_photo_rims(prepare_views(dataset), dataset, (None,) * 6)
