@@ -23,6 +23,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Failed
 
 from blocks.artifact_store import using_locations
+from blocks.model_weights import using_weights
 from flows.reprocess_report import REFUSED, RunOutcome, WalkReport, make_report, refusal_of, table_rows
 from flows.reprocess_request import ReprocessRequest
 from flows.run_ids import run_id_of
@@ -63,8 +64,11 @@ def reprocess(params: ReprocessRequest) -> dict[str, Any] | State[Any]:
     """
     params, began = ReprocessRequest.model_validate(params.model_dump()), datetime.now(UTC)
     try:
-        with using_locations(params.datasets, params.out) as (datasets, out):
-            wanted = wanted_of(params.request_for(datasets).model_copy(update={"out": out}))
+        with (
+            using_locations(params.datasets, params.out) as (datasets, out),
+            using_weights(params.options.get("weights")) as (weights,),
+        ):
+            wanted = wanted_of(params.request_for(datasets).model_copy(update={"out": out, "weights": weights}))
             decisions = survey(datasets, wanted, params.attempts)
         chosen = params.choose(decisions)
         report = make_report(params, decisions, chosen, {})

@@ -39,8 +39,8 @@ def refusal_of(outcomes: Mapping[str, RunOutcome]) -> ServerRefusedError | None:
     runs = "the run" if len(refused) == 1 else f"all {len(refused)} runs"
     return ServerRefusedError(
         f"The Prefect server refused {runs}. {next(iter(refused.values()))}",
-        suggestion="Deploy again, with the version that walks: reconflow deploy. Until then, leave out the options that "
-        "the deployment does not know.",
+        suggestion="Deploy again, with the version that walks: reconflow deploy. Until then, leave out the options "
+        "that the deployment does not know.",
         refused=dict(list(refused.items())[:MAX_ROWS]),
     )
 

@@ -48,8 +48,8 @@ MODELS: Final[dict[str, str]] = {
     "reconviagen": "reconflow.reconviagen.model:ReconvGenModel",
 }
 """Model name -> where its class is; imported when the model is first asked for."""
-WEIGHTS: Final[dict[str, str]] = {"reconviagen": "reconflow.reconviagen.model:identify_weights"}
-"""Model name -> where the function is that finds its weights and names them; models without weights have none."""
+WEIGHTS: Final[dict[str, str]] = {"reconviagen": "reconflow.reconviagen.model"}
+"""Model name -> where `identify_weights` and `recorded_weights` of it are; models without weights have none."""
 
 _ready: dict[tuple[str, str], ReconstructionModel] = {}
 
@@ -87,8 +87,20 @@ def identify_weights(name: str, options: Any, on_progress: OnProgress) -> str:
     """
     if name not in WEIGHTS:
         return ""
-    module, attribute = WEIGHTS[name].split(":")
-    return str(getattr(importlib.import_module(module), attribute)(options, on_progress))
+    return str(importlib.import_module(WEIGHTS[name]).identify_weights(options, on_progress))
+
+
+def recorded_weights(name: str, options: Any) -> str:
+    """Return the name of a model's weights by what is recorded of them here, at once: nothing is fetched or read.
+
+    Args:
+        name: A key of `MODELS`.
+        options: Of that model.
+
+    Returns:
+        As `identify_weights`; empty as well when nothing certain is recorded.
+    """
+    return str(importlib.import_module(WEIGHTS[name]).recorded_weights(options)) if name in WEIGHTS else ""
 
 
 def known_model(name: str, device: str) -> ReconstructionModel:

@@ -5,7 +5,7 @@ For each dataset, by the runs of the same location:
 * `up to date`: a run completed with the same content, options and versions;
 * `expired`: one did, and its results were removed by the retention policy;
 * `failed`: runs with the same content, options and versions failed, fewer than the limit; `given up`: the limit;
-* `outdated`: a run completed with the same content, but other options or versions;
+* `outdated`: a run completed with the same content, but other options, versions or weights;
 * `changed`: there are runs, none of them with this content; `new`: there are none.
 """
 
@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
@@ -23,15 +23,16 @@ from pydantic import ValidationError
 
 import reconflow
 from reconflow.datasets.sources import DatasetSource, canonical_location, content_digest, location_mark
-from reconflow.models import model_version
+from reconflow.models import model_version, recorded_weights
 from reconflow.request import RunRequest
 from reconflow.run_records import RunRecord
 
 MAX_ATTEMPTS: Final = 3
 _WITHOUT_EFFECT: Final = frozenset({"dataset", "out", "device", "weights"})
-"""Fields of a request that say where and on what, not how."""
+"""Fields of a request that say where and on what, not how. Which weights are there is compared by their digest."""
 _UNKNOWN: Final = "unknown"
 _MAX_NAMED: Final = 3
+_DIGEST_SHOWN: Final = 12
 
 
 class Verdict(StrEnum):
@@ -54,11 +55,13 @@ class Wanted:
         options: A request without dataset and output.
         versions: Of `reconflow` and the model.
         out: Where the results go.
+        weights: By model, a digest of the weights that are installed here, where that is recorded.
     """
 
     options: dict[str, Any]
     versions: dict[str, str]
     out: str
+    weights: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,21 @@ class Decision:
 
 
 def wanted_of(request: RunRequest) -> Wanted:
-    """Return how datasets are processed by a request like this one, with the installed versions.
+    """Return how datasets are processed by a request like this one, with the versions and weights installed here.
+
+    No weights are fetched or read: where their digest is not recorded they count as unknown.
 
     Args:
         request: Its dataset does not matter.
     """
     versions = {"reconflow": reconflow.__version__, **{name: model_version(name) for name in request.models()}}
-    return Wanted(_effective(request.model_dump(mode="json")), versions, canonical_location(request.out))
+    weights = {name: recorded_weights(name, request.options(name)) for name in request.models()}
+    return Wanted(
+        _effective(request.model_dump(mode="json")),
+        versions,
+        canonical_location(request.out),
+        {name: digest for name, digest in weights.items() if digest},
+    )
 
 
 def decide_all(
@@ -175,7 +186,9 @@ def submission_key(decision: Decision, wanted: Wanted, attempt: int) -> str:
         wanted: How it is processed.
         attempt: Which try of this work it is, from 0.
     """
-    work = [decision.source.location, decision.source.listing, wanted.out, wanted.options, wanted.versions]
+    work: list[Any] = [decision.source.location, decision.source.listing, wanted.out, wanted.options, wanted.versions]
+    if wanted.weights:
+        work.append(wanted.weights)
     digest = hashlib.sha256(json.dumps(work, sort_keys=True).encode("utf-8")).hexdigest()
     return f"reprocess-{digest[:32]}-{attempt}"
 
@@ -198,7 +211,7 @@ def _with_same_content(
 
 
 def _differences(run: RunRecord, wanted: Wanted) -> list[str]:
-    """Say what a run was made with that is not what is wanted; a version that it never got to know is no difference."""
+    """Say what a run was made with that is not what is wanted; what it, or this machine, does not know is none."""
     try:
         stored = _effective(RunRequest(dataset="-", out="-", **run.options).model_dump(mode="json"))
     except (ValidationError, TypeError):
@@ -213,7 +226,12 @@ def _differences(run: RunRecord, wanted: Wanted) -> list[str]:
         for name, version in wanted.versions.items()
         if run.versions.get(name, version) != version
     ]
-    return options + versions
+    weights = [
+        f"weights of {name} ({run.weights[name][:_DIGEST_SHOWN]} instead of {digest[:_DIGEST_SHOWN]})"
+        for name, digest in wanted.weights.items()
+        if run.weights.get(name, digest) != digest
+    ]
+    return options + versions + weights
 
 
 def _effective(options: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from reconflow.storage.bucket import Bucket
 
 INDEX_NAME: Final = "index/run-records.json.gz"
-INDEX_FORMAT: Final = 1
+INDEX_FORMAT: Final = 2
 READERS: Final = 16
 
 
@@ -47,6 +47,8 @@ class RunRecord(BaseModel, frozen=True, extra="forbid"):
     options: dict[str, Any]
     versions: dict[str, str]
     """Of `reconflow` and of the models that were loaded."""
+    weights: dict[str, str] = {}
+    """By model, a digest of the weights that made the result, where that is known."""
 
     @property
     def is_final(self) -> bool:
@@ -75,6 +77,7 @@ def record_of(run_id: str, manifest: Manifest, *, expired: bool = False) -> RunR
         content=manifest.facts.dataset_digest if manifest.facts is not None else None,
         options=source.options,
         versions={"reconflow": manifest.versions["reconflow"], **source.model_versions},
+        weights=manifest.facts.weights if manifest.facts is not None else {},
     )
 
 

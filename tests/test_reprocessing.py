@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconflow.datasets.sources import DatasetSource, describe_source, find_datasets, location_mark
+from reconflow.reconviagen.options import RandomWeights
 from reconflow.reprocessing import Decision, Verdict, Wanted, decide, decide_all, submission_key, wanted_of
-from reconflow.request import RunRequest
+from reconflow.request import ModelName, RunRequest
 from reconflow.run_records import RunRecord
 
 LOCATION = "s3://bucket/sets/boot"
@@ -73,6 +75,43 @@ def test_other_options_or_versions_make_a_result_outdated_and_are_named(changes:
 
 def test_where_and_on_what_a_run_computed_does_not_make_it_outdated() -> None:
     assert decided(run(options=OPTIONS | {"device": "cuda"})).verdict is Verdict.UP_TO_DATE
+
+
+@pytest.mark.parametrize(
+    ("made_with", "installed", "verdict"),
+    [
+        ({"reconviagen": "old" * 10}, {"reconviagen": "new" * 10}, Verdict.OUTDATED),
+        ({"reconviagen": "new" * 10}, {"reconviagen": "new" * 10}, Verdict.UP_TO_DATE),
+        ({}, {"reconviagen": "new" * 10}, Verdict.UP_TO_DATE),
+        ({"reconviagen": "old" * 10}, {}, Verdict.UP_TO_DATE),
+    ],
+)
+def test_other_weights_make_a_result_outdated_and_unknown_ones_do_not(
+    made_with: dict[str, str], installed: dict[str, str], verdict: Verdict
+) -> None:
+    decision = decide(NOW, [run(weights=made_with)], replace(WANTED, weights=installed))
+    assert decision.verdict is verdict
+    assert ("weights of reconviagen (oldoldoldold instead of newnewnewnew)" in decision.reason) is (
+        verdict is Verdict.OUTDATED
+    )
+
+
+def test_new_weights_are_new_work_to_submit() -> None:
+    decision = decided(run())
+    assert submission_key(decision, replace(WANTED, weights={"reconviagen": "new"}), 0) != submission_key(
+        decision, WANTED, 0
+    )
+
+
+def test_a_walk_knows_random_weights_by_their_name_and_no_others_that_are_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECONFLOW_CACHE", str(tmp_path))
+    request = RunRequest(dataset="-", out="-", model=ModelName.RECONVIAGEN)
+    assert wanted_of(request).weights == {}
+    assert wanted_of(request.model_copy(update={"random_weights": RandomWeights.TINY})).weights == {
+        "reconviagen": "random tiny"
+    }
 
 
 def test_an_option_that_an_older_version_did_not_know_counts_with_its_default() -> None:

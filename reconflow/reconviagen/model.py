@@ -9,7 +9,13 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from reconflow.errors import GpuUnavailableError, InvalidFileFormatError, ReconflowError, ValidationFailedError
+from reconflow.errors import (
+    GpuUnavailableError,
+    InvalidFileFormatError,
+    ReconflowError,
+    ValidationFailedError,
+    WeightsInvalidError,
+)
 from reconflow.progress import OnProgress, ignore_progress, part_of
 from reconflow.reconviagen.options import ReconviagenOptions, ReconviagenSettings
 
@@ -148,6 +154,26 @@ def identify_weights(options: ReconviagenOptions, on_progress: OnProgress = igno
     from reconflow.reconviagen.weights_record import check_files
 
     return digest_of(check_files(resolve_weights(options.weights), thoroughly=False, on_progress=on_progress))
+
+
+def recorded_weights(options: ReconviagenOptions) -> str:
+    """Return the digest of the weights by what is recorded of them on this machine; nothing is fetched or read.
+
+    Args:
+        options: Say where they are.
+
+    Returns:
+        As `identify_weights`; empty when the weights are not here, not recorded, or not what was recorded.
+    """
+    if options.random_weights is not None:
+        return f"random {options.random_weights.value}"
+    from reconflow.reconviagen.weight_sources import weights_folder
+    from reconflow.reconviagen.weights_record import recorded_digest
+
+    try:
+        return recorded_digest(weights_folder(options.weights)) or ""
+    except (ValidationFailedError, WeightsInvalidError):  # which is for a run to say
+        return ""
 
 
 def open_networks(

@@ -121,6 +121,23 @@ def resolve_weights(location: str | None, on_progress: OnProgress = ignore_progr
         ValidationFailedError: The location is of another kind, or not allowed here.
         WeightsMissingError: Files are missing there.
     """
+    folder = weights_folder(location)
+    if location is None or scheme_of(location) is None:
+        return folder
+    if folder.find(PIPELINE_FILE) is None or folder.missing():  # whoever put them there accepted their licence
+        fetch_weights([location], folder.root, accept_licence=True, on_progress=on_progress)
+    return folder
+
+
+def weights_folder(location: str | None) -> WeightsFolder:
+    """Return the local folder that weights are used from; those of an object store may not be in it yet.
+
+    Args:
+        location: As for `resolve_weights`.
+
+    Raises:
+        ValidationFailedError: The location is of another kind, or not allowed here.
+    """
     if location is None:
         return WeightsFolder(default_folder())
     scheme = scheme_of(location)
@@ -133,11 +150,8 @@ def resolve_weights(location: str | None, on_progress: OnProgress = ignore_progr
             suggestion="Give a folder or s3://bucket/prefix; bring others here with `reconflow weights fetch`.",
             scheme=scheme,
         )
-    into = cache_root() / "weights" / hashlib.sha256(location.rstrip("/").encode("utf-8")).hexdigest()[:16]
-    folder = WeightsFolder(into)
-    if folder.find(PIPELINE_FILE) is None or folder.missing():
-        fetch_weights([location], into, accept_licence=True, on_progress=on_progress)  # whoever put them there did
-    return folder
+    name = hashlib.sha256(location.rstrip("/").encode("utf-8")).hexdigest()[:16]
+    return WeightsFolder(cache_root() / "weights" / name)
 
 
 def open_source(place: str) -> WeightSource:

@@ -15,7 +15,15 @@ from typing import Any
 from reconflow.errors import WeightsInvalidError
 from reconflow.outputs.files import sha256_of, write_json
 from reconflow.progress import OnProgress, ignore_progress
-from reconflow.reconviagen.weights import LOCK_NAME, WeightFile, WeightsFolder, fault, invalid_error, missing_error
+from reconflow.reconviagen.weights import (
+    LOCK_NAME,
+    WeightFile,
+    WeightsFolder,
+    digest_of,
+    fault,
+    invalid_error,
+    missing_error,
+)
 
 
 @dataclass
@@ -104,6 +112,27 @@ def check_files(
         with suppress(OSError):  # a folder that cannot be written to is read anew at every use
             lock.write()
     return found
+
+
+def recorded_digest(folder: WeightsFolder) -> str | None:
+    """Return the name of the weights in a folder by what was recorded of them, without reading them.
+
+    Returns:
+        As `digest_of` what `check_files` finds; None when a file is missing, was never recorded, or has changed since.
+
+    Raises:
+        WeightsInvalidError: The record or `pipeline.json` is damaged.
+    """
+    lock, checksums = read_lock(folder), dict[str, str]()
+    for file in folder.files():
+        path, known = folder.find(file), lock.files.get(file.name)
+        if path is None or known is None:
+            return None
+        facts = path.stat()
+        if (known["size"], known["mtime_ns"]) != (facts.st_size, facts.st_mtime_ns):
+            return None
+        checksums[file.name] = known["sha256"]
+    return digest_of(checksums)
 
 
 def read_lock(folder: WeightsFolder) -> WeightsLock:

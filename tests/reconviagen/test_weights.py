@@ -27,7 +27,9 @@ from reconflow.errors import (
 from reconflow.reconviagen import checkpoints, networks
 from reconflow.reconviagen.dinov2 import DinoVisionTransformer
 from reconflow.reconviagen.inference import GenerationSettings, generate
+from reconflow.reconviagen.model import identify_weights, recorded_weights
 from reconflow.reconviagen.networks import PublishedNetworks, Role
+from reconflow.reconviagen.options import ReconviagenOptions
 from reconflow.reconviagen.random_networks import IMAGE_SIZE, TINY, tiny_networks
 from reconflow.reconviagen.sampling import SamplerSettings
 from reconflow.reconviagen.vggt_aggregator import VGGT
@@ -229,6 +231,24 @@ def test_checksums_are_recorded_at_the_first_fetch_and_a_changed_file_is_found(c
     with pytest.raises(WeightsInvalidError, match="not what was recorded") as caught:
         check_files(folder, thoroughly=False)
     assert faults_of(caught.value)[0]["file"] == f"dinov2/{DINOV2_FILE.path}"
+
+
+def test_what_is_recorded_names_the_weights_without_reading_them(
+    copy: Path, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = identify_weights(ReconviagenOptions(weights=str(copy)))
+    monkeypatch.setattr("reconflow.reconviagen.weights_record.sha256_of", refuse_to_read)
+    assert recorded_weights(ReconviagenOptions(weights=str(copy))) == used
+    assert recorded_weights(ReconviagenOptions(weights=str(published / "dinov2"))) == ""  # not all of them
+    path = copy / "dinov2" / DINOV2_FILE.path
+    path.write_bytes(path.read_bytes() + b"1")
+    assert recorded_weights(ReconviagenOptions(weights=str(copy))) == ""  # nobody knows
+    (copy / LOCK_NAME).write_text("{", "utf-8")
+    assert recorded_weights(ReconviagenOptions(weights=str(copy))) == ""
+
+
+def refuse_to_read(path: Path) -> str:
+    raise AssertionError(path)
 
 
 def test_a_folder_that_was_never_fetched_is_recorded_at_its_first_use(published: Path, tmp_path: Path) -> None:

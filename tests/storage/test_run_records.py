@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconflow.datasets.sources import describe_source, find_datasets
-from reconflow.outputs.package import Manifest, RunSource, RunStatus
+from reconflow.outputs.package import Manifest, ManifestFacts, RunSource, RunStatus, ScaleSource
 from reconflow.run_records import INDEX_NAME, read_records
 from reconflow.storage import ArtifactStore, open_bucket, open_store
 from reconflow.storage.bucket import common_beginnings
@@ -46,7 +46,11 @@ def test_a_store_without_runs_has_no_records(store: ArtifactStore) -> None:
 
 
 def test_completed_failed_and_expired_runs_have_records_and_others_do_not(store: ArtifactStore) -> None:
-    put_manifest(store, "complete", manifest("a"))
+    facts = ManifestFacts(
+        model="reconviagen", scale=ScaleSource.UNIT_RADIUS, options={}, seed=0, engines={}, dataset_name="boot",
+        dataset_digest="content", input_hashes={}, weights={"reconviagen": "digest"},
+    )  # fmt: skip
+    put_manifest(store, "complete", manifest("a", facts=facts))
     put_manifest(store, "failed00", manifest("b", RunStatus.FAILED))
     put_manifest(store, "expired0", manifest("c"))
     put_manifest(store, "old00000", manifest("d", source=None))
@@ -62,6 +66,7 @@ def test_completed_failed_and_expired_runs_have_records_and_others_do_not(store:
             ("failed00", "b", False, False),
         ]
         assert records[0].versions == {"reconflow": "1", "nvdiffrec": "1"}
+        assert (records[0].content, records[0].weights) == ("content", {"reconviagen": "digest"})
 
 
 def test_the_index_follows_what_happens_to_runs(bucket: str) -> None:
