@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import trimesh
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -49,6 +48,8 @@ class GeometryScores:
 
 def read_true_mesh(path: Path) -> TriangleMesh:
     """Read a PLY file, vertices in one place joined."""
+    import trimesh
+
     loaded: Any = trimesh.load(path, force="mesh", process=False)
     vertices, index = np.unique(np.asarray(loaded.vertices, np.float32), axis=0, return_inverse=True)
     return TriangleMesh(vertices, index.reshape(-1)[np.asarray(loaded.faces)].astype(np.int32))

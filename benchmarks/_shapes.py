@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import trimesh
 from numpy.typing import NDArray
 
 
@@ -58,6 +57,8 @@ def bumpy_sphere(rings: int = 108, sectors: int = 109) -> BenchmarkMesh:
 
 def load_mesh(path: Path) -> BenchmarkMesh:
     """Read any mesh file, scaled into the unit sphere, with spherical texture coordinates."""
+    import trimesh
+
     mesh = trimesh.load(path, force="mesh", process=True)
     vertices = np.asarray(mesh.vertices) - mesh.bounds.mean(axis=0)
     return with_spherical_uvs(vertices / np.linalg.norm(vertices, axis=1).max(), np.asarray(mesh.faces))

@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import trimesh
-import xatlas
 from numpy.typing import NDArray
 
+from benchmarks._extras import lacks
 from reconflow.geometry.atlas import AtlasFacts, measure_atlas, unwrap
 from reconflow.geometry.atlas_raster import count_coverage
 from reconflow.geometry.mesh import TriangleMesh
@@ -29,6 +28,8 @@ from reconflow.geometry.topology import edge_connected_faces
 
 def generated_meshes(faces: int) -> dict[str, TriangleMesh]:
     """Return a bumpy sphere and a torus knot of about `faces` faces."""
+    import trimesh
+
     sphere = trimesh.creation.icosphere(subdivisions=5)
     points = np.asarray(sphere.vertices)
     bumps = np.sin(9 * points[:, 0]) * np.sin(9 * points[:, 1]) * np.sin(9 * points[:, 2])
@@ -60,6 +61,8 @@ def knot(along: int = 600, around: int = 40, radius: float = 0.17) -> TriangleMe
 
 def load_mesh(path: Path, faces: int) -> TriangleMesh:
     """Read any file that trimesh reads, weld equal positions and remesh to about `faces` faces."""
+    import trimesh
+
     loaded = trimesh.load(path, force="mesh", process=False)
     vertices, index = np.unique(np.asarray(loaded.vertices, dtype=np.float32), axis=0, return_inverse=True)
     welded = TriangleMesh(vertices, index.reshape(-1)[np.asarray(loaded.faces)].astype(np.int32))
@@ -68,6 +71,8 @@ def load_mesh(path: Path, faces: int) -> TriangleMesh:
 
 def run_xatlas(mesh: TriangleMesh, texture_size: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Unwrap with xatlas at its defaults, the same padding and about the same texture size."""
+    import xatlas
+
     atlas = xatlas.Atlas()
     atlas.add_mesh(mesh.vertices, mesh.faces.astype(np.uint32))
     pack = xatlas.PackOptions()
@@ -113,6 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--texture", type=int, default=2048, help="side of the texture, texels")
     parser.add_argument("--skip-xatlas", action="store_true", help="only measure ours")
     options = parser.parse_args(argv)
+    if lacks("trimesh"):
+        return 0
+    with_xatlas = not options.skip_xatlas and not lacks("xatlas")
     meshes = {str(path): load_mesh(path, options.faces) for path in options.mesh} or generated_meshes(options.faces)
     unwrap(remesh_to_budget(knot(), 2000), 256)
     print(
@@ -120,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{'used':>8}{'overlaps':>10}"
     )
     for name, mesh in meshes.items():
-        compare(name, mesh, options.texture, with_xatlas=not options.skip_xatlas)
+        compare(name, mesh, options.texture, with_xatlas=with_xatlas)
     return 0
 
 

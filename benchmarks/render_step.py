@@ -19,6 +19,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks._extras import lacks
 from benchmarks._shapes import BenchmarkMesh, bumpy_sphere, load_mesh, waves_texture
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.cameras.six_axis import six_axis_rig
@@ -44,10 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     covered = np.mean([target.coverage.mean() for target in targets])
     print(f"{len(mesh.faces)} faces, six views of {args.size} px, {covered:.0%} covered, texture {args.texture}")
     engines: dict[str, Step] = {"reconflow": fused_step(mesh, cameras, texture, targets)}
-    try:
+    if not lacks("deodr"):
         engines["deodr"] = deodr_step(mesh, cameras, texture, targets)
-    except ImportError:
-        print("DEODR is not installed (pip install 'reconflow[bench]'); measuring reconflow alone")
     report(engines, mesh, args.repeats)
     return 0
 

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from benchmarks._extras import lacks
 from reconflow.datasets.sources import DatasetSource, find_datasets
 from reconflow.outputs.package import FileEntry, Manifest, RunSource, RunStatus
 from reconflow.outputs.runs import RUN_ID_LENGTH
@@ -132,6 +133,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.serve is not None:
         serve(options.serve)
+        return
+    if lacks("moto", "boto3"):
         return
     data, out = f"s3://{BUCKET}/data", f"s3://{BUCKET}/out"
     request = RunRequest(dataset=data, out=out)
