@@ -7,9 +7,13 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import flow_objects
 import pytest
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 # Nothing of the user's Prefect may be read, whichever test imports Prefect first.
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="reconflow-tests-")
@@ -34,6 +38,15 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         server.wait()
         with temporary_settings(updates=updates):
             yield
+
+
+@pytest.fixture
+def client(prefect_server: None) -> Iterator[SyncPrefectClient]:
+    """A client of the session's server."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

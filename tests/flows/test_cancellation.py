@@ -1,34 +1,25 @@
-"""Cancelling in two steps on a real Prefect server: who is told what, what stops, and what is left behind."""
+"""Cancelling in two steps on a real Prefect server: who is told what, and what becomes of a run's state."""
 
 from __future__ import annotations
 
-import json
 import threading
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import flow_objects
 import pytest
+from cancellation_objects import make_run, records_of, state_of
 
 from reconflow.errors import (
     CancellationExpiredError,
     CancellationNotRequestedError,
-    Cancelled,
     JobAlreadyFinishedError,
     JobNotFoundError,
 )
-from reconflow.nvdiffrec.options import Preset
-from reconflow.outputs.package import RunStatus, read_manifest
-from reconflow.request import RunRequest
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import FlowRun, State
 
     from flows.cancellation import CancellationDesk
 
@@ -48,14 +39,6 @@ class Clock:
 
 
 @pytest.fixture
-def client() -> Iterator[SyncPrefectClient]:
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        yield client
-
-
-@pytest.fixture
 def clock() -> Clock:
     return Clock()
 
@@ -66,30 +49,6 @@ def desk(client: SyncPrefectClient, clock: Clock) -> CancellationDesk:
     from flows.cancellation import CancellationDesk
 
     return CancellationDesk(client, clock, start_patience_s=0.5, stop_patience_s=0.5)
-
-
-def make_run(client: SyncPrefectClient, state: State[Any] | None = None, tags: tuple[str, ...] = ()) -> FlowRun:
-    """Create a run that no process belongs to."""
-    from prefect import flow
-    from prefect.states import Running
-
-    @flow(name="idle")
-    def idle() -> None:
-        """Do nothing."""
-
-    return client.create_flow_run(idle, state=state or Running(), tags=tags)
-
-
-def state_of(client: SyncPrefectClient, run: FlowRun) -> State[Any]:
-    """Return a run's state now."""
-    state = client.read_flow_run(run.id).state
-    assert state is not None
-    return state
-
-
-def records_of(client: SyncPrefectClient, run: FlowRun) -> list[str]:
-    """Return the names of the variables about a run."""
-    return [variable.name for variable in client.read_variables(limit=200) if str(run.id) in variable.name]
 
 
 def test_a_request_is_answered_and_the_run_goes_on(desk: CancellationDesk, client: SyncPrefectClient) -> None:
@@ -332,189 +291,3 @@ def test_leftovers_are_swept_and_what_waits_is_listed(
     assert len(records_of(client, waiting)) == 1
     assert client.read_variable_by_name("cancel-culture") is not None
     client.delete_variable_by_name("cancel-culture")
-
-
-def test_a_run_in_this_process_stops_at_its_next_step(
-    dataset: Path, stand_in: flow_objects.StandInModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.runtime import flow_run
-
-    from flows.cancellation import CancellationDesk
-    from flows.in_process import call_flow
-    from flows.run_ids import find_flow_run
-    from tasks import run_state
-
-    monkeypatch.setattr(run_state.StatePoller.__init__, "__defaults__", (0.2,))
-    answers: list[Any] = []
-    steps: list[int] = []
-
-    def cancel(either_id: str) -> None:
-        with get_client(sync_client=True, httpx_settings={"timeout": 31.0}) as own:
-            desk = CancellationDesk(own)
-            desk.request(find_flow_run(own, either_id), "ada", "wrong pictures")
-            answers.append(desk.confirm(find_flow_run(own, either_id), "bob"))
-
-    def work(step: int) -> None:
-        steps.append(step)
-        if step == 0:
-            thread = threading.Thread(target=copy_context().run, args=(cancel, flow_run.id))
-            threads.append(thread)
-            thread.start()
-        time.sleep(1.0)
-
-    threads: list[threading.Thread] = []
-    stand_in.during = work
-    with pytest.raises(Cancelled, match="Cancelled by bob: wrong pictures"):
-        call_flow(RunRequest(dataset=str(dataset), out=str(tmp_path)))
-    threads[0].join()
-    assert len(steps) < flow_objects.STEPS
-    assert answers[0].outcome == "cancelled"
-    (run,) = (tmp_path / "runs").iterdir()
-    assert answers[0].run == run.name
-    assert read_manifest(run).status is RunStatus.FAILED
-    assert json.loads((run / "error.json").read_text("utf-8"))["code"] == "CANCELLED"
-    assert not list(tmp_path.rglob("*.part"))
-    assert not (tmp_path / ".work").exists()
-
-
-def test_a_run_that_ends_while_it_is_being_stopped_ends_as_cancelled(
-    dataset: Path, stand_in: flow_objects.StandInModel, tmp_path: Path
-) -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.runtime import flow_run
-    from prefect.states import Cancelling
-
-    from flows.in_process import call_flow
-
-    def cancel_late(step: int) -> None:
-        if step == flow_objects.STEPS - 1:
-            with get_client(sync_client=True) as own:
-                own.set_flow_run_state(flow_run.id, Cancelling(message="Enough."))
-
-    stand_in.during = cancel_late
-    with pytest.raises(Cancelled, match="Enough"):
-        call_flow(RunRequest(dataset=str(dataset), out=str(tmp_path), preset=Preset.DRAFT))
-
-
-def test_a_process_that_starts_after_its_cancellation_touches_nothing(
-    dataset: Path, stand_in: flow_objects.StandInModel, tmp_path: Path, client: SyncPrefectClient
-) -> None:
-    from prefect.flow_engine import run_flow
-    from prefect.states import Cancelled as CancelledState
-    from prefect.states import Pending, Running
-
-    from flows.reconstruct import reconstruct
-
-    request = RunRequest(dataset=str(dataset), out=str(tmp_path / "out"))
-    run = client.create_flow_run(reconstruct, parameters={"params": request.model_dump(mode="json")}, state=Pending())
-    client.set_flow_run_state(run.id, CancelledState(message="Not needed."), force=True)
-    client.set_flow_run_state(run.id, Running(), force=True)
-    state = run_flow(
-        reconstruct, flow_run=client.read_flow_run(run.id), parameters={"params": request}, return_type="state"
-    )
-    assert state.is_cancelled()
-    assert state_of(client, run).message == "Not needed."
-    assert not (tmp_path / "out").exists()
-
-
-def run_step(**params: Any) -> State[Any]:
-    """Run the flow `cancel` for one step."""
-    from prefect.logging.handlers import APILogHandler
-
-    from flows.cancel import CancelRequest, cancel
-
-    state: State[Any] = cancel(CancelRequest(by="ada", **params), return_state=True)
-    APILogHandler().flush()
-    return state
-
-
-def last_artifact(client: SyncPrefectClient) -> str:
-    """Return the text of the latest artifact about a cancellation."""
-    latest: str = client.request("GET", "/artifacts/cancellation/latest").json()["data"]
-    return latest
-
-
-def test_the_form_does_both_steps_and_shows_what_came_of_them(client: SyncPrefectClient) -> None:
-    from prefect.states import Scheduled
-
-    run = make_run(client, Scheduled(), tags=("run-form0001",))
-    first = run_step(run="form0001", reason="not needed")
-    assert first.result()["outcome"] == "requested"
-    assert "**requested**: " in last_artifact(client)
-    assert client.read_flow_run(first.state_details.flow_run_id).name == "request cancellation · form0001"
-    second = run_step(run=str(run.id), confirm=True)
-    assert second.result()["outcome"] == "cancelled"
-    assert "| reason | not needed |" in last_artifact(client)
-    assert state_of(client, run).is_cancelled()
-
-
-def test_a_step_that_cannot_be_done_is_a_failed_state_with_code_and_way_out(client: SyncPrefectClient) -> None:
-    run = make_run(client)
-    state = run_step(run=str(run.id), confirm=True)
-    assert state.is_failed()
-    assert state.message is not None
-    assert state.message.startswith("CANCELLATION_NOT_REQUESTED: ")
-    assert "**What to do:** Request it first" in last_artifact(client)
-
-
-def test_the_command_does_both_steps_and_lists_what_waits(client: SyncPrefectClient) -> None:
-    from prefect.states import Scheduled
-    from typer.testing import CliRunner
-
-    from flows.cli import app
-
-    def command(*arguments: str) -> Any:
-        return CliRunner().invoke(app, ["cancel", *arguments, "--json"])
-
-    run = make_run(client, Scheduled(), tags=("run-term0001",))
-    assert json.loads(command("term0001", "--by", "ada", "--reason", "late").stdout)["outcome"] == "requested"
-    assert ("term0001", "late") in {(row["run"], row["reason"]) for row in json.loads(command("--list").stdout)}
-    assert json.loads(command("term0001", "--confirm").stdout)["outcome"] == "cancelled"
-    refused = command("term0001", "--confirm")
-    assert refused.exit_code == 1
-    assert json.loads(refused.stdout)["error"]["code"] == "JOB_ALREADY_FINISHED"
-    assert json.loads(command().stdout)["error"]["code"] == "VALIDATION_FAILED"
-    assert state_of(client, run).is_cancelled()
-
-
-@pytest.mark.parametrize("discard", [False, True])
-def test_finished_results_of_a_cancelled_run_stay_unless_asked_otherwise(
-    client: SyncPrefectClient, finished_store: tuple[Path, str], discard: bool
-) -> None:
-    from prefect.states import Scheduled
-
-    from reconflow.errors import JobExpiredError
-    from reconflow.storage import open_store
-
-    out, run_id = finished_store
-    run = client.create_flow_run(
-        _reconstruct_flow(),
-        parameters={"params": {"dataset": "d", "out": str(out)}},
-        state=Scheduled(),
-        tags=[f"run-{run_id}"],
-    )
-    (out / "runs" / run_id / ".mesh.glb.0.part").write_bytes(b"half")
-    run_step(run=str(run.id), reason="wrong", discard_results=discard)
-    assert run_step(run=str(run.id), confirm=True).result()["outcome"] == "cancelled"
-    assert not list(out.rglob("*.part"))
-    if discard:
-        with pytest.raises(JobExpiredError, match="Cancelled by ada: wrong"):
-            open_store(out).read_manifest(run_id)
-    else:
-        assert open_store(out).read_manifest(run_id).status is RunStatus.COMPLETED
-
-
-def _reconstruct_flow() -> Any:
-    from flows.reconstruct import reconstruct
-
-    return reconstruct
-
-
-@pytest.fixture
-def finished_store(dataset: Path, stand_in: flow_objects.StandInModel, tmp_path: Path) -> tuple[Path, str]:
-    """A store with one finished run, and that run's id."""
-    from reconflow import reconstruct_folder
-
-    summary = reconstruct_folder(dataset, tmp_path, preset="draft")
-    return tmp_path, summary.run_id

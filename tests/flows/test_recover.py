@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from threading import Timer
 from typing import TYPE_CHECKING, Any
@@ -18,14 +17,6 @@ if TYPE_CHECKING:
     from flows.recover import Recovery
 
 pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("prefect_server")]
-
-
-@pytest.fixture
-def client() -> Iterator[SyncPrefectClient]:
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        yield client
 
 
 @pytest.fixture

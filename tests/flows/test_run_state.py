@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -19,14 +18,6 @@ if TYPE_CHECKING:
     from tasks.run_state import StatePoller
 
 pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("prefect_server")]
-
-
-@pytest.fixture
-def client() -> Iterator[SyncPrefectClient]:
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        yield client
 
 
 def make_run(client: SyncPrefectClient) -> UUID:

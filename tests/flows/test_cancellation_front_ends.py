@@ -1,0 +1,121 @@
+"""The form and the command for cancelling, on a real Prefect server: both steps, and what becomes of results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import flow_objects
+import pytest
+from cancellation_objects import make_run, state_of
+
+from reconflow.outputs.package import RunStatus
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import State
+
+pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("prefect_server")]
+
+
+def run_step(**params: Any) -> State[Any]:
+    """Run the flow `cancel` for one step."""
+    from prefect.logging.handlers import APILogHandler
+
+    from flows.cancel import CancelRequest, cancel
+
+    state: State[Any] = cancel(CancelRequest(by="ada", **params), return_state=True)
+    APILogHandler().flush()
+    return state
+
+
+def last_artifact(client: SyncPrefectClient) -> str:
+    """Return the text of the latest artifact about a cancellation."""
+    latest: str = client.request("GET", "/artifacts/cancellation/latest").json()["data"]
+    return latest
+
+
+def test_the_form_does_both_steps_and_shows_what_came_of_them(client: SyncPrefectClient) -> None:
+    from prefect.states import Scheduled
+
+    run = make_run(client, Scheduled(), tags=("run-form0001",))
+    first = run_step(run="form0001", reason="not needed")
+    assert first.result()["outcome"] == "requested"
+    assert "**requested**: " in last_artifact(client)
+    assert client.read_flow_run(first.state_details.flow_run_id).name == "request cancellation · form0001"
+    second = run_step(run=str(run.id), confirm=True)
+    assert second.result()["outcome"] == "cancelled"
+    assert "| reason | not needed |" in last_artifact(client)
+    assert state_of(client, run).is_cancelled()
+
+
+def test_a_step_that_cannot_be_done_is_a_failed_state_with_code_and_way_out(client: SyncPrefectClient) -> None:
+    run = make_run(client)
+    state = run_step(run=str(run.id), confirm=True)
+    assert state.is_failed()
+    assert state.message is not None
+    assert state.message.startswith("CANCELLATION_NOT_REQUESTED: ")
+    assert "**What to do:** Request it first" in last_artifact(client)
+
+
+def test_the_command_does_both_steps_and_lists_what_waits(client: SyncPrefectClient) -> None:
+    from prefect.states import Scheduled
+    from typer.testing import CliRunner
+
+    from flows.cli import app
+
+    def command(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ["cancel", *arguments, "--json"])
+
+    run = make_run(client, Scheduled(), tags=("run-term0001",))
+    assert json.loads(command("term0001", "--by", "ada", "--reason", "late").stdout)["outcome"] == "requested"
+    assert ("term0001", "late") in {(row["run"], row["reason"]) for row in json.loads(command("--list").stdout)}
+    assert json.loads(command("term0001", "--confirm").stdout)["outcome"] == "cancelled"
+    refused = command("term0001", "--confirm")
+    assert refused.exit_code == 1
+    assert json.loads(refused.stdout)["error"]["code"] == "JOB_ALREADY_FINISHED"
+    assert json.loads(command().stdout)["error"]["code"] == "VALIDATION_FAILED"
+    assert state_of(client, run).is_cancelled()
+
+
+@pytest.mark.parametrize("discard", [False, True])
+def test_finished_results_of_a_cancelled_run_stay_unless_asked_otherwise(
+    client: SyncPrefectClient, finished_store: tuple[Path, str], discard: bool
+) -> None:
+    from prefect.states import Scheduled
+
+    from reconflow.errors import JobExpiredError
+    from reconflow.storage import open_store
+
+    out, run_id = finished_store
+    run = client.create_flow_run(
+        _reconstruct_flow(),
+        parameters={"params": {"dataset": "d", "out": str(out)}},
+        state=Scheduled(),
+        tags=[f"run-{run_id}"],
+    )
+    (out / "runs" / run_id / ".mesh.glb.0.part").write_bytes(b"half")
+    run_step(run=str(run.id), reason="wrong", discard_results=discard)
+    assert run_step(run=str(run.id), confirm=True).result()["outcome"] == "cancelled"
+    assert not list(out.rglob("*.part"))
+    if discard:
+        with pytest.raises(JobExpiredError, match="Cancelled by ada: wrong"):
+            open_store(out).read_manifest(run_id)
+    else:
+        assert open_store(out).read_manifest(run_id).status is RunStatus.COMPLETED
+
+
+def _reconstruct_flow() -> Any:
+    from flows.reconstruct import reconstruct
+
+    return reconstruct
+
+
+@pytest.fixture
+def finished_store(dataset: Path, stand_in: flow_objects.StandInModel, tmp_path: Path) -> tuple[Path, str]:
+    """A store with one finished run, and that run's id."""
+    from reconflow import reconstruct_folder
+
+    summary = reconstruct_folder(dataset, tmp_path, preset="draft")
+    return tmp_path, summary.run_id
