@@ -27,13 +27,13 @@ from flows.cancellation_records import (
     all_records,
     confirmation_name,
     create_record,
-    delete_record,
     forget_cancellation,
     new_record,
     read_record,
     request_name,
 )
 from flows.run_ids import shown_id
+from flows.variables import delete_variable
 from reconflow.errors import CancellationExpiredError, CancellationNotRequestedError, JobAlreadyFinishedError
 
 START_PATIENCE_S: Final = 20.0
@@ -104,7 +104,7 @@ class CancellationDesk:
         if request is None:
             return self._answer_without_request(run)
         if self._is_expired(request):
-            delete_record(self.client, request_name(run.id))
+            delete_variable(self.client, request_name(run.id))
             raise _expired(run, request)
         confirmed = new_record(
             by, request.reason, self.now(), discard_results=request.discard_results, valid_for=CONFIRMATION_LEASE
@@ -146,7 +146,7 @@ class CancellationDesk:
         """Create a record in the place of none or an expired one; return the one that stands in the way."""
         standing = create_record(self.client, name, record)
         if standing is not None and self._is_expired(standing):
-            delete_record(self.client, name)
+            delete_variable(self.client, name)
             standing = create_record(self.client, name, record)
         return standing
 

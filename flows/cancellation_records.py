@@ -11,21 +11,22 @@ import logging
 import re
 import secrets
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from httpx import HTTPError
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import VariableCreate
 from prefect.client.schemas.objects import Variable
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
+from prefect.exceptions import ObjectAlreadyExists, PrefectException
 from pydantic import BaseModel, ValidationError
+
+from flows.variables import delete_variable, list_variables
 
 VALID_FOR: Final = timedelta(hours=1)
 """How long a request waits for its confirmation."""
 _TAGS: Final = ["reconflow", "cancellation"]
 _NAME: Final = re.compile(r"cancel-(?P<id>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?P<confirmed>-confirmed)?")
-_PAGE: Final = 200
 _logger = logging.getLogger(__name__)
 
 
@@ -91,16 +92,8 @@ def read_record(client: SyncPrefectClient, name: str) -> CancellationRecord | No
         return None
     record = _parse(variable)
     if record is None:
-        delete_record(client, name)
+        delete_variable(client, name)
     return record
-
-
-def delete_record(client: SyncPrefectClient, name: str) -> None:
-    """Delete a variable; one that is gone already is as good."""
-    try:
-        client.delete_variable_by_name(name)
-    except ObjectNotFound:
-        return
 
 
 def forget_cancellation(client: SyncPrefectClient, flow_run_id: UUID) -> None:
@@ -110,8 +103,8 @@ def forget_cancellation(client: SyncPrefectClient, flow_run_id: UUID) -> None:
         client: Of the Prefect server.
         flow_run_id: A run that has ended or is about to.
     """
-    delete_record(client, request_name(flow_run_id))
-    delete_record(client, confirmation_name(flow_run_id))
+    delete_variable(client, request_name(flow_run_id))
+    delete_variable(client, confirmation_name(flow_run_id))
 
 
 def forget_own_cancellation(flow_run_id: UUID) -> None:
@@ -133,24 +126,9 @@ def all_records(client: SyncPrefectClient) -> list[tuple[UUID, bool, Cancellatio
     """Return every record on the server: whose, whether it is a confirmation, and what it says (None: unreadable)."""
     return [
         (UUID(match["id"]), match["confirmed"] is not None, _parse(variable))
-        for variable in _variables(client)
+        for variable in list_variables(client, "cancel-")
         if (match := _NAME.fullmatch(variable.name))
     ]
-
-
-def _variables(client: SyncPrefectClient) -> list[Variable]:
-    pages: list[Variable] = []
-    while True:
-        query: dict[str, Any] = {
-            "variables": {"name": {"like_": "cancel-"}},
-            "limit": _PAGE,
-            "offset": len(pages),
-            "sort": "NAME_ASC",
-        }
-        page = Variable.model_validate_list(client.request("POST", "/variables/filter", json=query).json())
-        pages += page
-        if len(page) < _PAGE:
-            return pages
 
 
 def _parse(variable: Variable) -> CancellationRecord | None:

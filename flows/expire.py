@@ -21,6 +21,7 @@ from prefect.states import Failed
 from blocks.artifact_store import using_locations
 from flows.cancellation import CancellationDesk
 from flows.expire_request import ExpireRequest, ExpiryReport, make_report, protect
+from flows.notification_records import sweep_tellings
 from flows.run_ids import run_id_of
 from reconflow.errors import ReconflowError
 from reconflow.retention import apply_expiry, plan_expiry
@@ -83,8 +84,12 @@ def expire_with(client: SyncPrefectClient, request: ExpireRequest) -> ExpiryRepo
         if request.dry_run:
             return make_report(decisions, now)
         outcome = apply_expiry(store, decisions, request.rules)
-    swept = {**asdict(outcome.swept), "cancellations": CancellationDesk(client).sweep()}
+    swept = {**asdict(outcome.swept), **_swept_records(client)}
     return make_report(decisions, now, outcome, swept)
+
+
+def _swept_records(client: SyncPrefectClient) -> dict[str, int]:
+    return {"cancellations": CancellationDesk(client).sweep(), "notifications": sweep_tellings(client)}
 
 
 def unfinished_run_ids(client: SyncPrefectClient) -> frozenset[str]:

@@ -42,7 +42,7 @@ class ExpiryReport(BaseModel, frozen=True, extra="forbid"):
     dry_run: bool
     counts: dict[str, int]
     swept: dict[str, int] = {}
-    """How many other things were removed: uploads, files, stages, cancellations."""
+    """How many other things were removed: uploads, files, stages, cancellations, notifications."""
     rows: tuple[ExpiryRow, ...]
 
     def headline(self) -> str:

@@ -1,6 +1,7 @@
 """The flow `notify`: tell every saved notification block how a run ended. Started by an automation, or by hand.
 
-What is told is in `tasks.notifications`, how it is delivered in `blocks.notifications`.
+What is told is in `tasks.notifications`, how it is delivered in `blocks.notifications`, and who has been told already
+in `flows.notification_records`.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from uuid import UUID
 
+import prefect.runtime.flow_run
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Failed
 from pydantic import BaseModel, ConfigDict, Field
 
 from blocks.artifact_store import using_locations
 from blocks.notifications import Delivery, EmailDestination, WebhookDestination, saved_destinations
+from flows.notification_records import begin_telling, end_telling, telling_name
 from reconflow.errors import NotificationFailedError, ReconflowError
 from reconflow.storage import ArtifactStore, open_store
 from tasks.notifications import make_delivery, make_payload
@@ -48,21 +51,22 @@ def notify(params: NotifyRequest) -> dict[str, Any] | State[Any]:
         params: Which run.
 
     Returns:
-        How many destinations were told. One that cannot be told does not keep the others from being told, and fails
-        the flow in the end.
+        How many destinations were told, and how many had been by an earlier report of the same end. One that cannot be
+        told does not keep the others from being told, and fails the flow in the end; the next report tells it.
     """
     with get_client(sync_client=True) as client:
         flow_run = client.read_flow_run(params.flow_run)
         flow_name = client.read_flow(flow_run.flow_id).name
         destinations = list(saved_destinations(client))
-    with _store_of(flow_run) as store:
-        delivery = make_delivery(make_payload(flow_run, flow_name, params.state, store))
-    failures = [failure for failure in (_tell(destination, delivery) for destination in destinations) if failure]
+        with _store_of(flow_run) as store:
+            delivery = make_delivery(make_payload(flow_run, flow_name, params.state, store))
+        outcomes = [_tell_once(client, flow_run, params.state, destination, delivery) for destination in destinations]
+    failures = [outcome for outcome in outcomes if isinstance(outcome, NotificationFailedError)]
     if failures:
         return Failed(
             message=" ".join(f"{failure.code}: {failure.message} {failure.suggestion}" for failure in failures)
         )
-    return {"told": len(destinations)}
+    return {"told": outcomes.count(True), "told_before": outcomes.count(False)}
 
 
 @contextmanager
@@ -80,12 +84,26 @@ def _store_of(flow_run: FlowRun) -> Iterator[ArtifactStore | None]:
         yield store
 
 
-def _tell(destination: WebhookDestination | EmailDestination, delivery: Delivery) -> NotificationFailedError | None:
+def _tell_once(
+    client: SyncPrefectClient,
+    flow_run: FlowRun,
+    state: str,
+    destination: WebhookDestination | EmailDestination,
+    delivery: Delivery,
+) -> bool | NotificationFailedError:
+    """Tell a destination unless an earlier report did, which is False; return why it could not be told."""
+    own, document = UUID(prefect.runtime.flow_run.id), destination._block_document_id
+    assert document is not None
+    name = telling_name(flow_run, state, document)
+    if not begin_telling(client, name, own):
+        return False
     try:
         deliver(destination, delivery)
     except NotificationFailedError as error:
+        end_telling(client, name, own, told=False)
         return error
-    return None
+    end_telling(client, name, own, told=True)
+    return True
 
 
 @task(name="deliver", cache_policy=NO_CACHE, persist_result=False)
