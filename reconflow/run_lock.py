@@ -36,7 +36,7 @@ def sole_attempt(open_workspace: Callable[[], Workspace], patience_s: float = LO
         JobNotReadyError: Another process on this machine is still at work on the run.
     """
     deadline_s = time.monotonic() + patience_s
-    while (descriptor := _try_lock(open_workspace().work / ".lock")) is None:
+    while (descriptor := try_lock(open_workspace().work / ".lock")) is None:
         if time.monotonic() >= deadline_s:
             raise JobNotReadyError(
                 "Another process is at work on this run.", suggestion="Wait for it to finish, or cancel it."
@@ -57,8 +57,8 @@ def remove_leftovers(workspace: Workspace) -> None:
             path.unlink(missing_ok=True)
 
 
-def _try_lock(path: Path) -> int | None:
-    """Return an open descriptor that holds the lock, or None when another process does.
+def try_lock(path: Path) -> int | None:
+    """Return an open descriptor that holds the lock of a file, made when it is not there; None when another has it.
 
     Whoever finishes removes the folder together with the file, so the lock counts only while the file still stands.
     """

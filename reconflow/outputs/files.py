@@ -35,23 +35,35 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """
     descriptor, temporary = _open_temporary(path)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-        _flush_folder(path.parent)
+        with explaining_full_disk(path.name):
+            with os.fdopen(descriptor, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+            _flush_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def explaining_full_disk(name: str) -> Iterator[None]:
+    """Turn the system's error about a disk without room into one that names the file.
+
+    Raises:
+        DiskFullError: There is no room for the file.
+    """
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(
-                f"There is no room on the disk for {path.name}.",
+                f"There is no room on the disk for {name}.",
                 suggestion="Free some space where the results are stored, then run the same command again.",
-                file=path.name,
+                file=name,
             ) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

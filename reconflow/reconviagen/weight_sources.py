@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 from reconflow.errors import StorageUnreachableError, ValidationFailedError, WeightsMissingError
 from reconflow.outputs.files import replacing, sha256_of
 from reconflow.progress import OnProgress, ignore_progress
+from reconflow.reconviagen.web_download import CutError, download, forget_beginning
 from reconflow.reconviagen.weights import (
     LOCK_NAME,
     PIPELINE_FILE,
@@ -36,7 +36,6 @@ from reconflow.storage.locations import scheme_of
 PUBLISHED: Final = "https"
 """The word for the addresses where the files are published."""
 _CHUNK_BYTES: Final = 4 << 20
-_TIMEOUT_S: Final = 60.0
 
 
 class WeightSource(Protocol):
@@ -220,22 +219,22 @@ class WebSource:
     base: str | None
 
     def copy(self, file: WeightFile, target: Path, on_progress: OnProgress) -> bool:
-        """Download a file."""
+        """Download a file, or what an earlier attempt has not got of it."""
         url = file.bundle.url(file.path) if self.base is None else f"{self.base}/{file.name}"
         host = urlsplit(url).hostname
+
+        def on_bytes(done: int, total: int | None) -> None:
+            size = total or file.about_bytes
+            on_progress(done, max(size, done, 1), f"fetching {file.name} ({size_text(size)})")
+
         try:
-            with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer, replacing(target) as stream:  # noqa: S310 - the scheme was checked
-                size = int(answer.headers.get("Content-Length") or file.about_bytes)
-                got = _pour(answer, stream, size, file, on_progress)
-                if answer.headers.get("Content-Length") is not None and got != size:
-                    raise _unreachable(file, host, "the connection was cut")
+            return download(url, target, on_bytes)
         except urllib.error.HTTPError as error:
-            if error.code == 404:
-                return False
             raise _unreachable(file, host, f"it answered {error.code}") from error
+        except CutError as error:
+            raise _unreachable(file, host, "the connection was cut") from error
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             raise _unreachable(file, host, type(error).__name__) from error
-        return True
 
 
 def licence_error(bundles: Sequence[Bundle]) -> ValidationFailedError:
@@ -256,6 +255,7 @@ def _bring(
     target = folder.root / file.name
     if not any(source.copy(file, target, on_progress) for source in sources):
         raise _nowhere(file)
+    forget_beginning(target)
     sha256 = sha256_of(target)
     size = target.stat().st_size
     if file.size not in (None, size) or file.sha256 not in (None, sha256):
@@ -273,19 +273,18 @@ def _nowhere(file: WeightFile) -> WeightsMissingError:
     return error
 
 
-def _pour(source: IO[bytes], target: IO[bytes], size: int, file: WeightFile, on_progress: OnProgress) -> int:
-    """Copy a stream; return how many bytes it had."""
+def _pour(source: IO[bytes], target: IO[bytes], size: int, file: WeightFile, on_progress: OnProgress) -> None:
+    """Copy a stream."""
     done = 0
     while chunk := source.read(_CHUNK_BYTES):
         target.write(chunk)
         done += len(chunk)
         on_progress(done, max(size, done), f"fetching {file.name} ({size_text(size)})")
-    return done
 
 
 def _unreachable(file: WeightFile, host: str | None, why: str) -> StorageUnreachableError:
     return StorageUnreachableError(
         f"{file.name} could not be fetched from {host}: {why}.",
-        suggestion="Check the connection and run the same command again; files that are complete stay.",
+        suggestion="Check the connection and run the same command again; what has arrived stays.",
         file=file.name,
     )
