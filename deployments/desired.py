@@ -104,12 +104,20 @@ def _from_file(root: Path, deployment: dict[str, Any], pull: list[Any]) -> Deplo
         "limit": limit.get("limit"),
         "collision": limit.get("collision_strategy"),
         "schedules": sorted(
-            (schedule["slug"], schedule["cron"], schedule["timezone"]) for schedule in deployment.get("schedules") or []
+            (
+                [schedule["slug"], schedule["cron"], schedule["timezone"], schedule.get("parameters") or {}]
+                for schedule in deployment.get("schedules") or []
+            ),
+            key=_slug,
         ),
         "pull": deployment.get("pull") or pull,
         "form": parameter_schema(flow).model_dump_for_openapi(),
     }
     return DeploymentFacts(f"{flow.name}/{deployment['name']}", content)
+
+
+def _slug(schedule: list[Any]) -> str:
+    return schedule[0] or ""
 
 
 def existing_deployments(client: SyncPrefectClient) -> dict[str, tuple[DeploymentResponse, DeploymentFacts]]:
@@ -143,8 +151,16 @@ def _from_server(deployment: DeploymentResponse, flow_name: str) -> DeploymentFa
         "limit": limit.limit if limit is not None else None,
         "collision": options.collision_strategy.value if options is not None else None,
         "schedules": sorted(
-            (entry.slug, getattr(entry.schedule, "cron", None), getattr(entry.schedule, "timezone", None))
-            for entry in deployment.schedules
+            (
+                [
+                    entry.slug,
+                    getattr(entry.schedule, "cron", None),
+                    getattr(entry.schedule, "timezone", None),
+                    entry.parameters,
+                ]
+                for entry in deployment.schedules
+            ),
+            key=_slug,
         ),
         "pull": deployment.pull_steps,
         "form": deployment.parameter_openapi_schema,

@@ -17,6 +17,8 @@ import httpx
 import pytest
 import yaml
 
+from flows.expire_request import ExpireRequest
+
 ROOT = Path(__file__).resolve().parents[2]
 WEBHOOK = {"RECONFLOW_WEBHOOK_URL": "http://127.0.0.1:9/token-4711", "RECONFLOW_WEBHOOK_SECRET": "hunter2"}
 COLLECTIONS = (
@@ -109,6 +111,27 @@ def test_what_was_deployed_is_what_the_repository_says(api: httpx.Client) -> Non
     assert pool["stream_output"]["default"] is False
     assert pool["env"]["default"]["RECONFLOW_DEVICE"] == "cuda"
     assert pool["env"]["default"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+
+
+def test_an_expiry_that_somebody_starts_is_a_dry_run_and_the_scheduled_one_removes(api: httpx.Client) -> None:
+    apply(results="s3://results")
+    daily = deployment(api, "expire/daily")
+    by_hand = api.post(f"/deployments/{daily['id']}/create_flow_run", json={}).raise_for_status().json()
+    api.post(f"/deployments/{daily['id']}/schedule", json={"min_runs": 1}).raise_for_status()
+    own = {"flow_runs": {"deployment_id": {"any_": [daily["id"]]}}}
+    runs = api.post("/flow_runs/filter", json=own).raise_for_status().json()
+    scheduled = [run["parameters"]["params"] for run in runs if run["auto_scheduled"]]
+    assert scheduled
+    assert all(ExpireRequest.model_validate(params).dry_run is False for params in scheduled)
+    started = by_hand["parameters"]["params"]
+    assert ExpireRequest.model_validate(started).dry_run is True
+    assert {params["out"] for params in (started, *scheduled)} == {"s3://results"}
+    (schedule,) = daily["schedules"]
+    url = f"/deployments/{daily['id']}/schedules/{schedule['id']}"
+    api.patch(url, json={"parameters": {}}).raise_for_status()
+    assert changed(apply()) == {"deployment expire/daily": "update"}
+    (again,) = deployment(api, "expire/daily")["schedules"]
+    assert again["parameters"] == schedule["parameters"]
 
 
 @pytest.mark.e2e
