@@ -87,7 +87,7 @@ def score_dataset(root: Path, preset: Preset) -> Scores:
         write_glb(result.textured, glb)
         seconds, peak_mib = time.process_time() - start, peak_rss_bytes() / MIB
         novel = read_novel(root)
-        true_cameras = _true_cameras(root, dataset)
+        true_cameras = true_cameras_of(root, dataset)
         fov_deg = math.degrees(calibration.fov_x_rad)
         return Scores(
             inputs=measure_quality(glb, result.cameras, dataset, scales),
@@ -95,7 +95,7 @@ def score_dataset(root: Path, preset: Preset) -> Scores:
             fov_error_deg=fov_deg - math.degrees(true_cameras[0].fov_x_rad) if true_cameras else None,
             seconds=seconds,
             peak_mib=peak_mib,
-            geometry=_compare_geometry(root, glb, (*true_cameras, *(novel.cameras or () if novel else ()))),
+            geometry=compare_with_truth(root, glb, (*true_cameras, *(novel.cameras or () if novel else ()))),
             novel=measure_quality(glb, novel.cameras or (), novel) if novel else None,
         )
 
@@ -129,7 +129,7 @@ def _reconstruct(dataset: Dataset, calibration: Calibration, preset: Preset) -> 
     return move_reconstruction(result, frame), scales
 
 
-def _true_cameras(root: Path, dataset: Dataset) -> tuple[PinholeCamera, ...]:
+def true_cameras_of(root: Path, dataset: Dataset) -> tuple[PinholeCamera, ...]:
     """Return the true cameras; those that the dataset was given count as true."""
     path = root / "ground_truth" / "transforms.json"
     if not path.exists():
@@ -138,7 +138,8 @@ def _true_cameras(root: Path, dataset: Dataset) -> tuple[PinholeCamera, ...]:
     return transforms.cameras([dataset.views[0].image_hw] * len(transforms.frames))
 
 
-def _compare_geometry(root: Path, glb: Path, cameras: Sequence[PinholeCamera]) -> GeometryScores | None:
+def compare_with_truth(root: Path, glb: Path, cameras: Sequence[PinholeCamera]) -> GeometryScores | None:
+    """Compare a written mesh with the true surface, as far as a camera sees that; None when it is not known."""
     path = root / "ground_truth" / "mesh.ply"
     if not path.exists() or not cameras:
         return None
