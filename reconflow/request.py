@@ -261,7 +261,8 @@ def _sentence(name: str, field: str, kind: str, message: str, value: object) -> 
     bounds = _bounds_text(field)
     if bounds and isinstance(value, int | float):
         return f"{name} is {value}; it has to be {bounds}."
-    return f"{name} is {value!r}: {message[:1].lower()}{message[1:]}."
+    shown = value.value if isinstance(value, StrEnum) else value
+    return f"{name} is {shown!r}: {message[:1].lower()}{message[1:]}."
 
 
 def _bounds_text(field: str) -> str:

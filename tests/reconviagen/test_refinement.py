@@ -152,9 +152,10 @@ def test_an_object_whose_placement_is_doubtful_says_so() -> None:
     assert "compare with the model nvdiffrec" in notes[-1]
 
 
-def test_there_is_nothing_to_refine_without_reconviagen() -> None:
+@pytest.mark.parametrize("written", ["nvdiffrec", Refinement.NVDIFFREC])
+def test_there_is_nothing_to_refine_without_reconviagen(written: str) -> None:
     with pytest.raises(ValidationFailedError, match="refine is 'nvdiffrec': there is nothing to refine") as caught:
-        make_request(dataset="mug", refine="nvdiffrec")
+        make_request(dataset="mug", refine=written)
     assert caught.value.details["options"] == ["refine"]
     for model in ("reconviagen", "both"):
         request = make_request(dataset="mug", model=model, refine="nvdiffrec")
