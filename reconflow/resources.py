@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconflow.errors import DiskFullError, MemoryExhaustedError
 from reconflow.nvdiffrec.options import FitSettings
+from reconflow.reconviagen.memory_needs import peak_bytes
 from reconflow.reconviagen.options import ReconviagenSettings
 
 if TYPE_CHECKING:
@@ -48,10 +49,9 @@ class Needs:
     gpu_bytes: int = 0
 
 
-# Parameters of the largest network, which is the only one in memory, and what its activations take.
-NETWORK_BYTES: Final = {"cpu": 4 * GIB, "cuda": 4 * GIB}
-BYTES_PER_VIEW: Final = 160 * MIB
-DECODING_BYTES: Final = 4 * GIB
+EXPECTED_VOXELS: Final = 20_000
+"""Occupied voxels for which a generation is estimated: twice what objects have; what more of them need is checked when
+they are known."""
 GAUSSIANS_PER_VOXEL: Final = 32
 BYTES_PER_GAUSSIAN: Final = 3 * 68
 """On the disk: in gaussians.ply, in the archive, and in what is kept for a later attempt."""
@@ -93,7 +93,8 @@ def _needs_of_generation(pixels: int, views: int, settings: ReconviagenSettings,
     if settings.random_weights is not None:
         return Needs(finishing, disk)
     disk += GAUSSIANS_PER_VOXEL * settings.max_voxels * BYTES_PER_GAUSSIAN
-    networks = NETWORK_BYTES[device] + min(views, settings.max_views) * BYTES_PER_VIEW + DECODING_BYTES
+    voxels = min(settings.max_voxels, EXPECTED_VOXELS)
+    networks = BASE_BYTES + peak_bytes(device, min(views, settings.max_views), voxels)
     if device == "cpu":
         return Needs(max(networks, finishing), disk)
     return Needs(finishing, disk, gpu_bytes=networks)

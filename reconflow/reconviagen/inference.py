@@ -7,19 +7,18 @@ the structure, then for the latent, so that a seed means the same object on ever
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from reconflow.errors import ModelConvergenceError, ModelGpuOutOfMemoryError, ModelOutOfMemoryError
-from reconflow.progress import OnProgress, ignore_progress, part_of
+from reconflow.errors import ModelConvergenceError
+from reconflow.progress import OnProgress, ignore_progress
 from reconflow.reconviagen.conditioning import LAYERS
 from reconflow.reconviagen.gaussian_parameters import GaussianParameters
+from reconflow.reconviagen.generation_stages import Stages
 from reconflow.reconviagen.mesh_extraction import ExtractedMesh, extract_mesh
 from reconflow.reconviagen.networks import Networks, Role, free_memory
 from reconflow.reconviagen.options import MAX_VOXELS
@@ -117,7 +116,7 @@ def generate(
         ModelGpuOutOfMemoryError, ModelOutOfMemoryError: A stage ran out of memory; it is named.
         WeightsMissingError, WeightsInvalidError: A network cannot be loaded.
     """
-    clock = _Stages(networks.device, on_progress)
+    clock = Stages.of(networks, on_progress, views=len(images))
     generator = torch.Generator().manual_seed(settings.seed)
     conditions = encode_views(images, networks, clock)
     structure = sample_structure(conditions.structure, networks, settings, generator, clock)
@@ -133,9 +132,9 @@ def generate(
 
 
 @torch.no_grad()
-def encode_views(images: Tensor, networks: Networks, clock: _Stages | None = None) -> Conditions:
+def encode_views(images: Tensor, networks: Networks, clock: Stages | None = None) -> Conditions:
     """Compute both conditions of the views; arguments as for `generate`."""
-    clock = clock or _Stages(networks.device)
+    clock = clock or Stages.of(networks, views=len(images))
     on_device = images.to(networks.device)
     with clock.stage("views", 0.0, 0.06, "reading the views together", _FEWER_VIEWS), networks.open(Role.VGGT) as vggt:
         tokens: dict[int, Tensor] = vggt(on_device[None], LAYERS)
@@ -160,7 +159,7 @@ def sample_structure(
     networks: Networks,
     settings: GenerationSettings,
     generator: torch.Generator,
-    clock: _Stages | None = None,
+    clock: Stages | None = None,
 ) -> Structure:
     """Sample and decode which voxels are occupied.
 
@@ -174,7 +173,7 @@ def sample_structure(
     Raises:
         ModelConvergenceError: None or too many of them are, or values are not numbers.
     """
-    clock, sampler = clock or _Stages(networks.device), FlowSampler(networks.facts.sigma_min)
+    clock, sampler = clock or Stages.of(networks), FlowSampler(networks.facts.sigma_min)
     with (
         clock.stage("structure", 0.12, 0.55, "sampling the structure", _FEWER_VIEWS) as progress,
         networks.open(Role.STRUCTURE_FLOW) as flow,
@@ -211,14 +210,15 @@ def sample_latent(
     networks: Networks,
     settings: GenerationSettings,
     generator: torch.Generator,
-    clock: _Stages | None = None,
+    clock: Stages | None = None,
 ) -> SparseTensor:
     """Sample the structured latent, [T, C] on the voxels, denormalised; arguments as for `sample_structure`.
 
     Raises:
         ModelConvergenceError: Values are not numbers.
     """
-    clock, facts = clock or _Stages(networks.device), networks.facts
+    clock, facts = clock or Stages.of(networks, views=len(condition)), networks.facts
+    clock.voxels = len(voxels)
     with (
         clock.stage("latent", 0.57, 0.93, "sampling the latent", _FEWER_VOXELS) as progress,
         networks.open(Role.LATENT_FLOW) as flow,
@@ -248,9 +248,10 @@ def sample_latent(
 
 
 @torch.no_grad()
-def decode_gaussians(latent: SparseTensor, networks: Networks, clock: _Stages | None = None) -> GaussianParameters:
+def decode_gaussians(latent: SparseTensor, networks: Networks, clock: Stages | None = None) -> GaussianParameters:
     """Decode the Gaussians of a denormalised latent."""
-    clock = clock or _Stages(networks.device)
+    clock = clock or Stages.of(networks)
+    clock.voxels = len(latent.voxels)
     with (
         clock.stage("gaussians", 0.93, 0.95, "decoding the Gaussians", _FEWER_VOXELS),
         networks.open(Role.GAUSSIAN_DECODER) as decoder,
@@ -261,13 +262,14 @@ def decode_gaussians(latent: SparseTensor, networks: Networks, clock: _Stages | 
 
 
 @torch.no_grad()
-def decode_mesh(latent: SparseTensor, networks: Networks, clock: _Stages | None = None) -> ExtractedMesh:
+def decode_mesh(latent: SparseTensor, networks: Networks, clock: Stages | None = None) -> ExtractedMesh:
     """Decode the mesh of a denormalised latent.
 
     Raises:
         ModelConvergenceError: It has no surface, or values are not numbers.
     """
-    clock = clock or _Stages(networks.device)
+    clock = clock or Stages.of(networks)
+    clock.voxels = len(latent.voxels)
     with clock.stage("mesh", 0.95, 1.0, "decoding the mesh", _FEWER_VOXELS):
         cubes, resolution, use_color = decode_cubes(latent, networks)
         return extract_mesh(cubes.feats, cubes.voxels.coords[:, 1:], resolution, use_color=use_color)
@@ -279,43 +281,6 @@ def decode_cubes(latent: SparseTensor, networks: Networks) -> tuple[SparseTensor
     with networks.open(Role.MESH_DECODER) as decoder:
         cubes: SparseTensor = decoder(latent)
         return cubes, 4 * int(decoder.resolution), bool(decoder.use_color)
-
-
-class _Stages:
-    """Tells progress and takes times of the stages, and names the one that runs out of memory."""
-
-    def __init__(self, device: str, on_progress: OnProgress = ignore_progress) -> None:
-        self.seconds: dict[str, float] = {}
-        self._device, self._on_progress = device, on_progress
-
-    @contextmanager
-    def stage(self, name: str, start: float, stop: float, message: str, lower: str) -> Iterator[OnProgress]:
-        progress = part_of(self._on_progress, start, stop)
-        progress(0, 1, message)
-        started = time.perf_counter()
-        try:
-            yield progress
-        except torch.OutOfMemoryError as error:
-            raise _gpu_is_full(message, name, lower) from error
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-                raise _memory_is_full(message, name) from error
-            raise
-        if self._device != "cpu":
-            torch.cuda.synchronize()
-        self.seconds[name] = round(time.perf_counter() - started, 3)
-
-
-def _gpu_is_full(message: str, stage: str, lower: str) -> ModelGpuOutOfMemoryError:
-    return ModelGpuOutOfMemoryError(f"The GPU's memory ran out while {message}.", suggestion=lower, stage=stage)
-
-
-def _memory_is_full(message: str, stage: str) -> ModelOutOfMemoryError:
-    return ModelOutOfMemoryError(
-        f"Memory ran out while {message}.",
-        suggestion="Close other programs, lower max_views, or use a machine with more memory.",
-        stage=stage,
-    )
 
 
 def _finite(values: Tensor, what: str) -> Tensor:

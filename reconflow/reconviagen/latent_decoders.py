@@ -206,10 +206,12 @@ class SubdivideBlock(nn.Module):
         """Transform [T, channels] to [8·T, out_channels] on the subdivided voxels."""
         first, norm, _, second = self.out_layers
         assert isinstance(first, SubmanifoldConv3d)
-        h = first.on_subdivided(silu(self.act_layers(x)))
-        h = second(silu(norm(h)))
+        h = norm(first.on_subdivided(silu(self.act_layers(x))))
+        h = silu(h)  # of these, the largest tensors of all, no more than two shall exist at a time
+        h = second(h)
         skip: SparseTensor = self.skip_connection(x)
-        return SparseTensor(h.voxels, h.feats + skip.subdivide().feats)
+        changed: Tensor = h.feats.view(len(x.voxels), 8, -1) + skip.feats[:, None]
+        return SparseTensor(h.voxels, changed.flatten(0, 1))
 
 
 class SLatMeshDecoder(LatentTrunk):

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from reconflow.reconviagen.networks import Networks
 
 _FEWEST_FACES = 200
-_GENERATED_AT, _GENERATED_AT_BEFORE_REFINING = 0.7, 0.5
-"""Part of the progress at which the networks are done."""
 RANDOM_NOTE = (
     "The weights were random (random_weights=tiny), for trying the way of a run out: the shape has nothing to do with "
     "the pictures."
@@ -75,16 +73,17 @@ class ReconvGenModel:
         calibration: Calibration,
         options: ReconviagenOptions,
         on_progress: OnProgress = ignore_progress,
-        checkpoint: Checkpoint | None = None,  # noqa: ARG002 - a generation is short, and starts anew
+        checkpoint: Checkpoint | None = None,
     ) -> Reconstruction:
-        """Generate the object and lay it where the cameras see it.
+        """Generate the object and lay it where the cameras see it; fit it to the views if that is asked for.
 
         Args:
             dataset: Views with masks.
             calibration: Their cameras and depth scales.
             options: How to generate.
             on_progress: Receiver of progress, told of every sampler step; may raise `Cancelled`.
-            checkpoint: Not used.
+            checkpoint: Keeps the generated object and the state of the fit that refines it. A generation alone is
+                short, and starts anew.
 
         Returns:
             The mesh in the frame of the calibration's cameras; `statistics["registration"]` says how well it lies.
@@ -98,17 +97,35 @@ class ReconvGenModel:
         """
         from dataclasses import replace
 
+        from reconflow.reconviagen.export import finish
+
+        settings = options.settings()
+        if settings.refinement is not None:
+            finished, facts = self._refine(dataset, calibration, options, on_progress, checkpoint)
+        else:
+            generating, finishing = part_of(on_progress, 0.0, 0.7), part_of(on_progress, 0.7, 1.0)
+            generated, facts, seconds = self._generate(dataset, options, generating)
+            finish_as = finish_settings(settings, facts["raw_faces"])
+            finished = finish(generated, dataset, calibration, finish_as, finishing)
+            finished = replace(finished, timings_s=seconds | finished.timings_s)
+        notes = [*finished.statistics["notes"], *facts["notes"]]
+        statistics = {**finished.statistics, **facts, "notes": notes, "settings": settings.model_dump(mode="json")}
+        return replace(finished, statistics=statistics)
+
+    def _generate(
+        self, dataset: Dataset, options: ReconviagenOptions, on_progress: OnProgress
+    ) -> tuple[Generated, dict[str, Any], dict[str, float]]:
+        """Return what the networks make of the views, JSON-able facts of that, and the seconds of its stages."""
         from reconflow.reconviagen.inference import generate
         from reconflow.reconviagen.preprocess import images_to_tensor
 
         settings, started = options.settings(), time.perf_counter()
-        generated_at = _GENERATED_AT if settings.refinement is None else _GENERATED_AT_BEFORE_REFINING
-        networks, weights = open_networks(options, self._device, part_of(on_progress, 0.0, 0.02))
+        networks, weights = open_networks(options, self._device, part_of(on_progress, 0.0, 0.03))
         size = networks.facts.image_size
         views = chosen_views(dataset.views, settings.max_views)
         images = images_to_tensor([_prepared(view, size) for view in views], resolution=size)
         opened_s = round(time.perf_counter() - started, 3)
-        generation = generate(images, networks, generation_settings(settings), part_of(on_progress, 0.02, generated_at))
+        generation = generate(images, networks, generation_settings(settings), part_of(on_progress, 0.03, 1.0))
         notes = [*generation.notes, *([RANDOM_NOTE] if settings.random_weights else [])]
         if len(views) < len(dataset.views):
             notes.append(f"The shape was generated from {len(views)} of the {len(dataset.views)} views, evenly chosen.")
@@ -119,15 +136,42 @@ class ReconvGenModel:
             "raw_vertices": len(generation.mesh.vertices),
             "raw_faces": len(generation.mesh.faces),
             "gaussians": len(generation.gaussians),
+            "notes": notes,
         }
         generated, seconds = _on_cpu(generation), generation.timings_s
-        finishing = finish_settings(settings, len(generation.mesh.faces))
         del generation, networks, images
         self.release()
-        finished = _finished(generated, dataset, calibration, finishing, options, part_of(on_progress, generated_at, 1))
-        facts["notes"] = [*finished.statistics.get("notes", ()), *notes]
-        statistics = {**finished.statistics, **facts, "settings": settings.model_dump(mode="json")}
-        return replace(finished, statistics=statistics, timings_s={"open": opened_s, **seconds, **finished.timings_s})
+        return generated, facts, {"open": opened_s, **seconds}
+
+    def _refine(
+        self,
+        dataset: Dataset,
+        calibration: Calibration,
+        options: ReconviagenOptions,
+        on_progress: OnProgress,
+        checkpoint: Checkpoint | None,
+    ) -> tuple[Reconstruction, dict[str, Any]]:
+        """Return the generated object fitted to the views, and facts of its generation, which may be an earlier one."""
+        from dataclasses import replace
+
+        from reconflow.nvdiffrec.fitting import useful_settings
+        from reconflow.reconviagen.export import place
+        from reconflow.reconviagen.refinement import finish_refined
+        from reconflow.reconviagen.refinement_start import RefinementStart
+
+        settings, seconds = options.settings(), dict[str, float]()
+        assert settings.refinement is not None
+        start = None if checkpoint is None else RefinementStart.load(checkpoint)
+        if start is None:
+            generated, facts, seconds = self._generate(dataset, options, part_of(on_progress, 0.0, 0.5))
+            finish_as, placing = finish_settings(settings, facts["raw_faces"]), part_of(on_progress, 0.5, 0.65)
+            placed = place(generated, dataset, calibration, finish_as, placing, seconds)
+            start = RefinementStart(placed, generated.gaussians, facts)
+        finish_as = finish_settings(settings, start.facts["raw_faces"])
+        fit = useful_settings(settings.refinement, dataset, options.texture_size)
+        fitting = part_of(on_progress, 0.65, 1.0)
+        fitted = finish_refined(start, dataset, calibration, finish_as, fit, fitting, checkpoint)
+        return replace(fitted, timings_s=seconds | fitted.timings_s), start.facts
 
     def release(self) -> None:
         """Give memory back; between calls this model keeps no network."""
@@ -233,26 +277,6 @@ def finish_settings(settings: ReconviagenSettings, raw_faces: int) -> FinishSett
         gaussian_views=settings.gaussian_views,
         gaussian_size=settings.gaussian_size,
     )
-
-
-def _finished(
-    generated: Generated,
-    dataset: Dataset,
-    calibration: Calibration,
-    settings: FinishSettings,
-    options: ReconviagenOptions,
-    on_progress: OnProgress,
-) -> Reconstruction:
-    """Paint the generated object as it is, or fit it to the views first."""
-    from reconflow.nvdiffrec.fitting import useful_settings
-    from reconflow.reconviagen.export import finish
-    from reconflow.reconviagen.refinement import finish_refined
-
-    refinement = options.settings().refinement
-    if refinement is None:
-        return finish(generated, dataset, calibration, settings, on_progress)
-    refinement = useful_settings(refinement, dataset, options.texture_size)
-    return finish_refined(generated, dataset, calibration, settings, refinement, on_progress)
 
 
 def _prepared(view: View, size: int) -> Image.Image:

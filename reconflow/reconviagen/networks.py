@@ -60,12 +60,14 @@ class PipelineFacts:
         latent_std: Like it.
         image_size: Width and height of the images, pixels.
         sigma_min: Noise that is left at the end of sampling.
+        published_sizes: Whether the networks are as large as the published ones, whose needs of memory are known.
     """
 
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
     image_size: int = RESOLUTION
     sigma_min: float = 1e-5
+    published_sizes: bool = False
 
 
 class Networks(Protocol):
@@ -190,7 +192,7 @@ def read_facts(folder: WeightsFolder) -> PipelineFacts:
         raise _bad_pipeline("mean and standard deviation of the latent do not belong together")
     if extractor != "dinov2_vitl14_reg" or len(sigmas) != 1:
         raise _bad_pipeline("it asks for other image features or samplers than this implementation has")
-    return PipelineFacts(mean, std, sigma_min=sigmas.pop())
+    return PipelineFacts(mean, std, sigma_min=sigmas.pop(), published_sizes=True)
 
 
 def free_memory(device: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from reconflow.cameras.calibration import Calibration
+from reconflow.checkpoints import Checkpoint
 from reconflow.datasets.dataset import Dataset
 from reconflow.geometry.components import keep_components
 from reconflow.geometry.depth import SurfaceObservation
@@ -21,43 +22,44 @@ from reconflow.nvdiffrec.fitting import Painter, fit_to_views
 from reconflow.nvdiffrec.options import FitSettings
 from reconflow.progress import OnProgress, ignore_progress, part_of
 from reconflow.reconstruction import Reconstruction
-from reconflow.reconviagen.export import LEAST_PIECE, FinishSettings, Generated, Placed, gaussian_painter, place
+from reconflow.reconviagen.export import LEAST_PIECE, FinishSettings, Placed, gaussian_painter
+from reconflow.reconviagen.refinement_start import RefinementStart, WithStart
 
 _LONGEST_HOLE: Final = 250
 """Boundary edges of the longest hole that is closed before the fit; longer ones stay open, and a note says so."""
 
 
 def finish_refined(
-    generated: Generated,
+    start: RefinementStart,
     dataset: Dataset,
     calibration: Calibration,
     settings: FinishSettings,
     refinement: FitSettings,
     on_progress: OnProgress = ignore_progress,
+    checkpoint: Checkpoint | None = None,
 ) -> Reconstruction:
-    """Turn a generated object into a textured mesh that was fitted to the views, starting from the generated surface.
+    """Turn a placed object into a textured mesh that was fitted to the views, starting from the generated surface.
 
     Args:
-        generated: From the decoders.
+        start: The generated object where the cameras see it.
         dataset: The views that it was generated from.
         calibration: Their cameras and depth scales.
-        settings: How the generated surface is cleaned and placed, and the Gaussians pictured.
-        refinement: How it is fitted and painted.
+        settings: How the Gaussians are pictured.
+        refinement: How the surface is fitted and painted.
         on_progress: Receiver of progress; may raise `Cancelled`.
+        checkpoint: Keeps the start and the state of the fit.
 
     Returns:
         The reconstruction; statistics of `export.finish` and of `fit_to_views`, with `refinement`: what the fit started
         from, and `notes`: for people.
 
     Raises:
-        ModelConvergenceError: There is no surface, it cannot be aligned with the views, or the fit diverged.
+        ModelConvergenceError: The surface is empty, or the fit diverged.
     """
-    timings: dict[str, float] = {}
-    placed = place(generated, dataset, calibration, settings, part_of(on_progress, 0.0, 0.3), timings)
-    paint = gaussian_painter(generated.gaussians, placed.world_from_generator, settings)
-    fitted = refine(placed, dataset, calibration, refinement, paint, part_of(on_progress, 0.3, 1.0))
-    gaussians = generated.gaussians.transformed(placed.world_from_generator)
-    return replace(fitted, timings_s=timings | fitted.timings_s, gaussians=gaussians)
+    paint = gaussian_painter(start.gaussians, start.placed.world_from_generator, settings)
+    keeper = None if checkpoint is None else WithStart(checkpoint, start)
+    fitted = refine(start.placed, dataset, calibration, refinement, paint, on_progress, keeper)
+    return replace(fitted, gaussians=start.gaussians.transformed(start.placed.world_from_generator))
 
 
 def refine(
@@ -67,6 +69,7 @@ def refine(
     settings: FitSettings,
     paint: Painter,
     on_progress: OnProgress = ignore_progress,
+    checkpoint: Checkpoint | None = None,
 ) -> Reconstruction:
     """Fit a placed object to the views, starting from its surface; as `finish_refined`, without Gaussians.
 
@@ -77,27 +80,27 @@ def refine(
         settings: How it is fitted and painted.
         paint: Paints the fitted surface.
         on_progress: Receiver of progress; may raise `Cancelled`.
+        checkpoint: As in `fit_to_views`.
 
     Raises:
         ModelConvergenceError: The surface is empty, or the fit diverged.
     """
-    start: list[MeshFacts] = []
+    surface = fit_for_fitting(placed.mesh, settings.target_faces, part_of(on_progress, 0.0, 0.1))
+    start, fitting = mesh_facts(surface), part_of(on_progress, 0.1, 1.0)
 
-    def generated_surface(_: Sequence[SurfaceObservation], on_progress: OnProgress) -> TriangleMesh:
-        surface = fit_for_fitting(placed.mesh, settings.target_faces, on_progress)
-        start.append(mesh_facts(surface))
+    def generated_surface(_: Sequence[SurfaceObservation], __: OnProgress) -> TriangleMesh:
         return surface
 
-    fitted = fit_to_views(dataset, calibration, settings, generated_surface, on_progress, paint=paint)
+    fitted = fit_to_views(dataset, calibration, settings, generated_surface, fitting, checkpoint, paint=paint)
     refinement = {
         "from": "the generated mesh, aligned with the views",
-        "faces": start[0].faces,
-        "components": start[0].components,
-        "boundary_edges": start[0].boundary_edges,
+        "faces": start.faces,
+        "components": start.components,
+        "boundary_edges": start.boundary_edges,
         "mask_iou": placed.found.residuals["mask_iou"],
         "settings": fitted.statistics["settings"],
     }
-    told = {"refinement": refinement, "notes": refinement_notes(placed, start[0])}
+    told = {"refinement": refinement, "notes": refinement_notes(placed, start)}
     return replace(fitted, statistics={**fitted.statistics, **placed.facts(), **told})
 
 

@@ -118,7 +118,7 @@ class SparseGroupNorm32(nn.GroupNorm):
         scale = (squares / values + self.eps).rsqrt()
         per_channel = feats.shape[1] // self.num_groups
         mean, scale = (group.float().repeat_interleave(per_channel) for group in (mean, scale))
-        normed: Tensor = (feats.float() - mean) * (scale * self.weight) + self.bias
+        normed: Tensor = (feats.float() - mean).mul_(scale * self.weight).add_(self.bias)
         return normed.to(feats.dtype)
 
     def _grouped(self, feats: Tensor) -> Tensor:

@@ -1,0 +1,75 @@
+"""What each stage of a generation with the published networks needs of memory, estimated from above. Allocates nothing.
+
+The numbers are fitted to peaks that `python -m benchmarks.generate` measured on the CPU; docs/performance.md has them.
+On a GPU activations take no more: torsos compute in half precision, and at most twice as much at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+MIB: Final = 1 << 20
+GPU_CONTEXT_BYTES: Final = 768 * MIB
+"""What CUDA itself and the buffers of its libraries take."""
+
+
+@dataclass(frozen=True)
+class StageNeeds:
+    """What one stage takes beside what the process uses already.
+
+    Attributes:
+        parameters: Of its network; four bytes each on the CPU.
+        gpu_weight_bytes: The network in the precision of its file.
+        fixed_bytes: Activations that depend on neither views nor voxels.
+        view_bytes: Activations for each view.
+        voxel_bytes: Activations for each occupied voxel.
+    """
+
+    parameters: int
+    gpu_weight_bytes: int
+    fixed_bytes: int
+    view_bytes: int = 0
+    voxel_bytes: int = 0
+
+    def bytes_on(self, device: str, views: int, voxels: int) -> int:
+        """Peak memory of the device, bytes."""
+        activations = self.fixed_bytes + views * self.view_bytes + voxels * self.voxel_bytes
+        if device == "cpu":
+            return 4 * self.parameters + activations
+        return self.gpu_weight_bytes + activations + GPU_CONTEXT_BYTES
+
+
+STAGES: Final[Mapping[str, StageNeeds]] = MappingProxyType(
+    {
+        "views": StageNeeds(909_112_320, 3_636_449_280, 192 * MIB, view_bytes=200 * MIB),
+        "features": StageNeeds(304_372_736, 1_217_490_944, 192 * MIB, view_bytes=64 * MIB),
+        "structure_condition": StageNeeds(88_150_016, 176_340_384, 256 * MIB, view_bytes=160 * MIB),
+        "latent_condition": StageNeeds(12_587_008, 25_174_768, 64 * MIB, view_bytes=128 * MIB),
+        "structure": StageNeeds(555_543_560, 1_130_770_840, 1280 * MIB),
+        "structure_decoder": StageNeeds(73_671_201, 147_591_972, 320 * MIB),
+        "latent": StageNeeds(600_432_520, 1_203_755_136, 96 * MIB, view_bytes=272 * MIB, voxel_bytes=64 * 1024),
+        "gaussians": StageNeeds(85_369_024, 171_450_952, 64 * MIB, voxel_bytes=64 * 1024),
+        "mesh": StageNeeds(90_926_693, 181_903_412, 96 * MIB, voxel_bytes=144 * 1024),
+    }
+)
+"""The stages of `inference`, by their names there."""
+
+
+def stage_bytes(stage: str, device: str, views: int = 0, voxels: int = 0) -> int:
+    """Return what a stage needs of a device's memory.
+
+    Args:
+        stage: One of `STAGES`.
+        device: `cpu` or `cuda`.
+        views: How many pictures the networks read.
+        voxels: Occupied voxels.
+    """
+    return STAGES[stage].bytes_on(device, views, voxels)
+
+
+def peak_bytes(device: str, views: int, voxels: int) -> int:
+    """Return the most that any stage needs; arguments as for `stage_bytes`."""
+    return max(needs.bytes_on(device, views, voxels) for needs in STAGES.values())
