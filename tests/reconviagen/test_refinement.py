@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks._geometry_metrics import GeometryScores, compare_surfaces
 from reconflow.cameras.calibration import Calibration
+from reconflow.checkpoints import FileCheckpoint
 from reconflow.colour import srgb_from_linear
 from reconflow.datasets.dataset import Dataset
 from reconflow.errors import Cancelled, ValidationFailedError
@@ -22,12 +24,14 @@ from reconflow.progress import ignore_progress
 from reconflow.quality.metrics import psnr_db, squared_error
 from reconflow.reconstruction import Reconstruction
 from reconflow.reconviagen.export import Generated, Placed, gaussian_painter, place
-from reconflow.reconviagen.options import ReconviagenSettings, Refinement
+from reconflow.reconviagen.model import ReconvGenModel
+from reconflow.reconviagen.options import RandomWeights, ReconviagenOptions, ReconviagenSettings, Refinement
 from reconflow.reconviagen.refinement import fit_for_fitting, refine, refinement_notes
 from reconflow.rendering.shade import render_textured
 from reconflow.request import make_request
 from tests.geometry.shapes import joined
 from tests.nvdiffrec.painted_objects import gradient, looking_at_origin, photographed, rig
+from tests.nvdiffrec.test_checkpoints import DyingCheckpoint, Killed, expect_equal
 from tests.reconviagen.test_export import SMALL, surface_gaussians, truth
 from tests.reconviagen.test_inner_walls import ball
 
@@ -113,6 +117,30 @@ def test_cancelling_a_refinement_stops_it_at_the_next_report() -> None:
         refine(placed(), *views(), FIT, paint, cancel)
     assert told[-1] == "fitting the surface"
     assert "unwrapping the surface" not in told
+
+
+def test_a_refinement_that_was_killed_goes_on_without_generating_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after its start was kept, and again in the middle of its fit."""
+    options = ReconviagenOptions(
+        preset=Preset.DRAFT, random_weights=RandomWeights.TINY, structure_steps=2, latent_steps=2, seed=3,
+        refine=Refinement.NVDIFFREC, steps=8, resolution=64, texture_size=128, target_faces=1500,
+    )  # fmt: skip
+    whole, path = ReconvGenModel().reconstruct(*views(), options), tmp_path / "checkpoint.npz"
+    with pytest.raises(Killed):
+        ReconvGenModel().reconstruct(*views(), options, checkpoint=DyingCheckpoint(path, 1))
+    monkeypatch.setattr(ReconvGenModel, "_generate", None)
+    with pytest.raises(Killed):
+        ReconvGenModel().reconstruct(*views(), options, checkpoint=DyingCheckpoint(path, 2))
+    resumed = FileCheckpoint(path)
+    result = ReconvGenModel().reconstruct(*views(), options, checkpoint=resumed)
+    assert resumed.resumed
+    expect_equal(result, whole)
+    assert result.gaussians is not None
+    assert whole.gaussians is not None
+    for name, values in vars(whole.gaussians).items():
+        assert np.array_equal(getattr(result.gaussians, name), values), name
 
 
 def without_faces_near(mesh: TriangleMesh, point: tuple[float, float, float], reach: float) -> TriangleMesh:
