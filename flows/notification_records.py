@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Final
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import VariableCreate, VariableUpdate
@@ -34,7 +34,7 @@ class TellingRecord(BaseModel, frozen=True, extra="forbid"):
 
 
 def telling_name(flow_run: FlowRun, state: str, destination: UUID) -> str:
-    """Return the name of the variable for one end of a run and one destination.
+    """Return the name of the variable for one end of a run and one destination; the run's id is not in it.
 
     A run that is started again under its id, by a retry, can end again.
 
@@ -43,7 +43,7 @@ def telling_name(flow_run: FlowRun, state: str, destination: UUID) -> str:
         state: How.
         destination: The block's document.
     """
-    return f"{_PREFIX}{flow_run.id}-{state.lower()}-{flow_run.run_count}-{destination}"
+    return f"{_PREFIX}{uuid5(flow_run.id, f'{state} {flow_run.run_count} {destination}')}"
 
 
 def begin_telling(client: SyncPrefectClient, name: str, by: UUID) -> bool:
