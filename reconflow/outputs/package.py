@@ -65,6 +65,7 @@ _COLOUR_SPACES: Final = {
     "mesh.ply vertex colours": "sRGB",
     "previews": "sRGB",
 }
+_GAUSSIANS: Final = "gaussians.ply"
 
 
 class FileEntry(BaseModel, frozen=True, extra="forbid"):
@@ -258,12 +259,13 @@ def _entry(root: Path, path: Path, *, varies: bool = False) -> FileEntry:
 def _manifest(
     status: RunStatus, facts: ManifestFacts | None, entries: tuple[FileEntry, ...], source: RunSource | None
 ) -> Manifest:
+    gaussians = {_GAUSSIANS: "sRGB"} if any(Path(entry.path).name == _GAUSSIANS for entry in entries) else {}
     return Manifest(
         status=status,
         source=source,
         facts=facts,
         unit=UNIT_TEXT[facts.scale] if facts is not None else "unknown",
-        colour_spaces=_COLOUR_SPACES,
+        colour_spaces=_COLOUR_SPACES | gaussians,
         versions=_versions(),
         files=entries,
     )

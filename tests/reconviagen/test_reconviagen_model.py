@@ -114,6 +114,7 @@ def test_a_refined_run_stores_everything_and_says_what_it_was_refined_from(datas
     assert {f"reconviagen/{name}" for name in ("mesh.glb", "mesh.obj", "mesh.ply", "gaussians.ply")} <= names
     with zipfile.ZipFile(layout.archive) as archive:
         assert "reconviagen/gaussians.ply" in archive.namelist()
+    assert manifest.colour_spaces["gaussians.ply"] == "sRGB"
     assert manifest.facts is not None
     assert manifest.facts.options["refine"] == "nvdiffrec"
     assert manifest.facts.options["settings"]["refinement"]["steps"] == 12
