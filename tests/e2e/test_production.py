@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.timeout(900),  # with the start of the installation
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc"),
 ]
 
@@ -333,6 +334,6 @@ def test_nobody_asked_for_anything_outside_of_the_machine(guard: NetworkGuard, f
 
 
 def test_only_the_workers_are_left(api: Api, installation: Installation) -> None:
-    wait_until(lambda: not [line for line in installation.alive().values() if "prefect.engine" in line], 30)
+    wait_until(lambda: not [line for line in installation.alive().values() if "prefect.engine" in line], 150)
     assert len(installation.workers_alive()) == 2
     assert os.getpid() not in installation.alive()

@@ -24,7 +24,7 @@ DEFAULT_COUNT = 20
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
-    group.addoption("--count", type=int, default=DEFAULT_COUNT, help="Trials of the longest series.")
+    group.addoption("--count", type=int, default=DEFAULT_COUNT, help="Runs that are killed; other series follow it.")
     group.addoption("--jobs", type=int, default=os.cpu_count() or 1, help="Trials at once.")
     group.addoption("--seed", type=int, default=7, help="Of the random moments.")
 

@@ -25,8 +25,8 @@ from tests.support.s3_server import S3Server
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 SMALL = {"preset": "draft", "steps": 12, "resolution": 96, "texture_size": 128, "target_faces": 1500}
 """Options of a run that takes some seconds."""
-LONG = {**SMALL, "steps": 20_000}
-"""Options of one whose fit outlasts every test."""
+LONG = {**SMALL, "steps": 20_000, "resolution": 128, "target_faces": 8000}
+"""Options of one whose fit takes minutes, also when a busy server on SQLite keeps everybody waiting for one."""
 
 
 class Installation(PrefectProcesses):
