@@ -46,9 +46,9 @@ STAGES: Final[Mapping[str, StageNeeds]] = MappingProxyType(
     {
         "views": StageNeeds(909_112_320, 3_636_449_280, 192 * MIB, view_bytes=200 * MIB),
         "features": StageNeeds(304_372_736, 1_217_490_944, 192 * MIB, view_bytes=64 * MIB),
-        "structure_condition": StageNeeds(88_150_016, 176_340_384, 256 * MIB, view_bytes=160 * MIB),
-        "latent_condition": StageNeeds(12_587_008, 25_174_768, 64 * MIB, view_bytes=128 * MIB),
-        "structure": StageNeeds(555_543_560, 1_130_770_840, 1280 * MIB),
+        "structure_condition": StageNeeds(88_150_016, 176_340_384, 256 * MIB, view_bytes=112 * MIB),
+        "latent_condition": StageNeeds(12_587_008, 25_174_768, 48 * MIB, view_bytes=96 * MIB),
+        "structure": StageNeeds(555_543_560, 1_130_770_840, 1408 * MIB),
         "structure_decoder": StageNeeds(73_671_201, 147_591_972, 320 * MIB),
         "latent": StageNeeds(600_432_520, 1_203_755_136, 96 * MIB, view_bytes=272 * MIB, voxel_bytes=64 * 1024),
         "gaussians": StageNeeds(85_369_024, 171_450_952, 64 * MIB, voxel_bytes=64 * 1024),
