@@ -39,16 +39,17 @@ class Latency:
 
 
 def measure_one(
-    processes: PrefectProcesses, client: SyncPrefectClient, deployment: UUID, by: str, out: Path
+    processes: PrefectProcesses, client: SyncPrefectClient, deployment: UUID, dying: str | None, out: Path
 ) -> Latency:
-    """Start a run, cancel it at a random moment of its fit, and take the time."""
+    """Start a run, cancel it at a random moment of its fit, and take the time; `dying` names a worker to be killed."""
     from flows.cancellation import CancellationDesk
 
-    worker = processes.start_worker(client, f"worker-{out.name}")
+    worker = processes.start_worker(client, dying) if dying else None
     run = submit(client, deployment, {"dataset": str(ROOT / "samples" / "lantern"), "out": str(out), **LONG})
     wait_for_fit(processes, client, run.id, 600)
-    if by == "poll":
+    if worker:
         worker.kill()
+        worker.wait()
     time.sleep(random.uniform(0.5, 4.0))
     desk = CancellationDesk(client)
     desk.request(run, "benchmark", "to be measured")
@@ -66,9 +67,6 @@ def measure_one(
     watching.join()
     if answer.outcome != "cancelled":
         raise RuntimeError(f"Not cancelled: {answer.message}")
-    if worker.poll() is None:
-        worker.terminate()
-        worker.wait()
     return Latency(answer.seconds, gone[0])
 
 
@@ -83,8 +81,11 @@ def measure(rounds: int, by: str) -> list[Latency]:
         processes.client() as client,
     ):
         deployment = processes.deploy(client, reconstruct, "flows/reconstruct.py:reconstruct")
+        if by == "worker":
+            processes.start_worker(client)
         for number in range(rounds):
-            found.append(measure_one(processes, client, deployment, by, Path(folder) / f"{number}"))
+            dying = f"worker-{number}" if by == "poll" else None
+            found.append(measure_one(processes, client, deployment, dying, Path(folder) / f"{number}"))
             print(
                 f"{number + 1:3}: final after {found[-1].ended_s:.1f} s, gone after {found[-1].gone_s:.1f} s",
                 flush=True,
