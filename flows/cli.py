@@ -23,7 +23,7 @@ from rich.console import Console
 import reconflow
 from flows.cancel_command import cancel_command
 from flows.console import show_error, show_summary, show_validation, showing_progress
-from flows.deploy_command import deploy_command
+from flows.deploy_command import WorkerDevice, deploy_command
 from flows.expire_command import expire_command, pin_command, unpin_command
 from flows.link_command import fetch_command, link_command
 from flows.reprocess_command import reprocess_command
@@ -84,7 +84,7 @@ def run_command(
     ] = "out",
     preset: Annotated[Preset, typer.Option(help="How much work to spend.")] = Preset.STANDARD,
     model: Annotated[ModelName, typer.Option(help="Which reconstruction model runs.")] = ModelName.NVDIFFREC,
-    device: Annotated[Device, typer.Option(help="What the model computes on.")] = Device.CPU,
+    device: Annotated[Device, typer.Option(help="What the models compute on.")] = Device.AUTO,
     seed: Annotated[int, typer.Option(help="Seeds every random choice.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Iterations of the geometry fit.")] = None,
     resolution: Annotated[int | None, typer.Option(help="Longest image side of the fit, pixels.")] = None,
@@ -173,7 +173,7 @@ def history_command(
 @app.command("doctor")
 def doctor_command(
     out: Annotated[str, typer.Option("--out", "-o", metavar="URI", help="Where results would go.")] = "out",
-    device: Annotated[Device, typer.Option(help="What runs would compute on.")] = Device.CPU,
+    device: Annotated[WorkerDevice, typer.Option(help="What runs would compute on.")] = WorkerDevice.CPU,
 ) -> None:
     """Say what this machine has and whether a run can start."""
     from flows.doctor import Finding, Needs, examine_machine, show_findings

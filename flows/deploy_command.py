@@ -19,8 +19,8 @@ _MAX_OUTPUT: Final = 2000
 _STYLES: Final = {"create": "green", "update": "yellow", "remove": "red", "keep": "dim"}
 
 
-class Device(StrEnum):
-    """What reconstructions run on."""
+class WorkerDevice(StrEnum):
+    """What a machine's reconstructions run on, decided when it is set up."""
 
     CUDA = "cuda"
     CPU = "cpu"
@@ -28,7 +28,7 @@ class Device(StrEnum):
 
 def deploy_command(
     device: Annotated[
-        Device | None, typer.Option(help="What reconstructions run on: cuda is the pool gpu, cpu the pool cpu.")
+        WorkerDevice | None, typer.Option(help="What reconstructions run on: cuda is the pool gpu, cpu the pool cpu.")
     ] = None,
     out: Annotated[
         str | None, typer.Option("--out", "-o", metavar="URI", help="Where results go when a run does not say.")
@@ -51,7 +51,7 @@ def deploy_command(
     show_changes(console, changes, dry_run=dry_run)
 
 
-def _deploy(device: Device | None, out: str | None, datasets: str | None, *, dry_run: bool) -> list[Change]:
+def _deploy(device: WorkerDevice | None, out: str | None, datasets: str | None, *, dry_run: bool) -> list[Change]:
     import httpx
     from prefect.client.orchestration import get_client
 

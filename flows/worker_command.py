@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.console import Console
 
-from flows.deploy_command import Device
+from flows.deploy_command import WorkerDevice
 from flows.worker_supervisor import Supervisor, WorkerSpec
 from reconflow.errors import ValidationFailedError
 
@@ -33,7 +33,7 @@ CONTROL_QUEUE: Final = "control"
 
 
 def worker_command(
-    device: Annotated[Device, typer.Option(help="What runs compute on.")],
+    device: Annotated[WorkerDevice, typer.Option(help="What runs compute on.")],
     pool: Annotated[str | None, typer.Option(help="The work pool; gpu or cpu, after the device.")] = None,
     gpus: Annotated[str | None, typer.Option(metavar="0,1", help="Which GPUs; all when left out.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Runs at once on the CPU; a GPU has one.")] = 1,
@@ -54,7 +54,7 @@ def worker_command(
         needs = Needs(
             device.value, out, _chosen_gpus(device, gpus), min_free_gpu_memory_gb, min_free_memory_gb, min_free_disk_gb
         )
-        pool = pool or (GPU_POOL if device is Device.CUDA else CPU_POOL)
+        pool = pool or (GPU_POOL if device is WorkerDevice.CUDA else CPU_POOL)
         findings = examine_worker(needs, pool)
         show_findings(console, findings)
         if not all(finding.ok for finding in findings):
@@ -65,14 +65,14 @@ def worker_command(
             Supervisor(specs, lambda line: console.print(line, highlight=False)).run()
 
 
-def _chosen_gpus(device: Device, text: str | None) -> tuple[int, ...] | None:
+def _chosen_gpus(device: WorkerDevice, text: str | None) -> tuple[int, ...] | None:
     """Return the GPUs' indices; None on the CPU, and where there are none to choose from.
 
     Raises:
         ValidationFailedError: `text` is not a list of indices, or the CPU was chosen.
         GpuUnavailableError: The driver does not answer properly.
     """
-    if device is Device.CPU:
+    if device is WorkerDevice.CPU:
         if text is not None:
             raise ValidationFailedError("--gpus means nothing with --device cpu.", suggestion="Leave one of them out.")
         return None

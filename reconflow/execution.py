@@ -1,7 +1,7 @@
 """Where a stage runs: on which device, and in which process. Rules only; nothing is started here.
 
-A device is never replaced by another one. Whether a model gets a process of its own follows from a stated rule and is
-recorded with its result.
+A device that was asked for is never replaced by another one. What `auto` stands for, and whether a model gets a process
+of its own, follow from stated rules and are recorded with its result.
 """
 
 from __future__ import annotations
@@ -18,6 +18,34 @@ from reconflow.run_context import Isolation
 DEVICE_VARIABLE: Final = "RECONFLOW_DEVICE"
 """The device that a worker's machine was set up for; its runs can ask for no other one but the CPU."""
 ISOLATION_VARIABLE: Final = "RECONFLOW_ISOLATION"
+
+
+def choose_device(model: ReconstructionModel, asked: str, gpus: tuple[Gpu, ...] | None = None) -> Device:
+    """Return what a model computes on: what was asked for, or what `auto` stands for here.
+
+    A model without a GPU version computes on the CPU then; any other one on what the worker was set up for
+    (`RECONFLOW_DEVICE`), and where that is not said, on a GPU if there is one that PyTorch can use.
+
+    Args:
+        model: What shall compute.
+        asked: A `Device`.
+        gpus: That this process sees; asked of the driver when None.
+
+    Raises:
+        ValidationFailedError: `RECONFLOW_DEVICE` holds something else than `cpu` or `cuda`.
+    """
+    if asked != Device.AUTO:
+        return Device(asked)
+    if Device.CUDA not in model.devices:
+        return Device.CPU
+    meant_for = os.environ.get(DEVICE_VARIABLE)
+    if meant_for is None:
+        return Device.CUDA if (visible_gpus() if gpus is None else gpus) and _torch_uses_gpus() else Device.CPU
+    if meant_for not in (Device.CPU, Device.CUDA):
+        raise ValidationFailedError(
+            f"{DEVICE_VARIABLE} is {meant_for[:40]!r}.", suggestion="Set it to cpu or cuda, or unset it."
+        )
+    return Device(meant_for)
 
 
 def choose_isolation(device: str, asked: Isolation | None = None) -> Isolation:
@@ -72,8 +100,14 @@ def check_device(model: ReconstructionModel, device: str, gpus: tuple[Gpu, ...] 
     if device not in model.devices:
         raise ModelUnavailableError(
             f"{model.name} computes on {' or '.join(model.devices)} in this version, not on {device}.",
-            suggestion=f"Choose the device {model.devices[0]}.",
+            suggestion=f"Choose the device auto or {model.devices[0]}.",
             model=model.name,
             device=device,
         )
     return found
+
+
+def _torch_uses_gpus() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())

@@ -176,7 +176,7 @@ def manifest_facts(facts: RunFacts) -> ManifestFacts | None:
             **known,
         },
         seed=facts.request.seed,
-        engines={**_ENGINES, "device": facts.request.device.value},
+        engines={**_ENGINES, "device": _devices(facts)},
         photo_shifts=cameras.photo_shifts_px if cameras is not None else {},
         dataset_name=dataset.name,
         dataset_digest=dataset.digest,
@@ -187,6 +187,14 @@ def manifest_facts(facts: RunFacts) -> ManifestFacts | None:
         },
         notes=tuple(note for found in _inferred(facts) for note in found.model_notes),
     )
+
+
+def _devices(facts: RunFacts) -> str:
+    """Return what the models computed on; by model where they differ."""
+    found = {result.name: result.device for result in facts.results if isinstance(result, ModelResult)}
+    if len(set(found.values())) > 1:
+        return ", ".join(f"{name}: {device}" for name, device in found.items())
+    return next(iter(found.values()), facts.request.device.value)
 
 
 def _inferred(facts: RunFacts) -> list[InferResult]:

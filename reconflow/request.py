@@ -40,6 +40,8 @@ class ModelName(StrEnum):
 class Device(StrEnum):
     """What a model computes on."""
 
+    AUTO = "auto"
+    """What the worker was set up for; where none was, a GPU if there is one. A model without a GPU version: the CPU."""
     CPU = "cpu"
     CUDA = "cuda"
 
@@ -74,9 +76,10 @@ class RunRequest(BaseModel):
         "override it.",
     )
     device: Device = Field(
-        Device.CPU,
+        Device.AUTO,
         title="Device",
-        description="What the model computes on; a GPU that is asked for and missing is an error, never replaced.",
+        description="What the models compute on; auto: what the worker is set up for, and the CPU for a model without "
+        "a GPU version. A GPU that is asked for and missing is an error, never replaced.",
     )
     fov_deg: Annotated[float, Field(gt=1.0, lt=170.0)] | None = Field(
         None,

@@ -19,7 +19,7 @@ from reconflow.datasets.dataset import Dataset
 from reconflow.datasets.loading import load_dataset
 from reconflow.datasets.sources import describe_source
 from reconflow.errors import IncompleteResultsError, QualityThresholdError, ReconflowError
-from reconflow.execution import check_device, choose_isolation
+from reconflow.execution import check_device, choose_device, choose_isolation
 from reconflow.outputs.files import write_json
 from reconflow.outputs.package import RunStatus, ScaleSource, write_package
 from reconflow.outputs.previews import write_previews, write_turntable
@@ -135,23 +135,24 @@ def load(site: RunSite, name: str, dataset: DatasetResult, on_progress: OnProgre
     clock = StageClock("load", name)
     on_progress(0, 1, f"load: making {name} ready")
     request = site.run.request
-    isolated = choose_isolation(request.device, site.run.isolation) == "process"
-    model = models.make_model(name) if isolated else models.known_model(name, request.device)
-    gpus = check_device(model, request.device)
+    device = choose_device(models.make_model(name), request.device)
+    isolated = choose_isolation(device, site.run.isolation) == "process"
+    model = models.make_model(name) if isolated else models.known_model(name, device)
+    gpus = check_device(model, device)
     options = request.options(name)
-    needs = estimate_needs(dataset.pixels, len(dataset.views), options.settings(), request.device)
+    needs = estimate_needs(dataset.pixels, len(dataset.views), options.settings(), device)
     available = available_memory_bytes()
     check_memory(needs, available)
     check_gpu_memory(needs, gpus)
     check_disk(needs, site.workspace.work)
     weights = models.identify_weights(name, options, named(on_progress, "load"))
     if not isolated:
-        models.ready_model(name, request.device)
+        models.ready_model(name, device)
     return ModelResult(
         record=clock.record(),
         name=model.name,
         version=model.version,
-        device=request.device,
+        device=device,
         needed_memory_bytes=needs.memory_bytes,
         available_memory_bytes=available,
         needed_gpu_bytes=needs.gpu_bytes,

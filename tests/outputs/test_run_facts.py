@@ -14,7 +14,7 @@ from reconflow.packaging import RunFacts, calibration_summary, manifest_facts, w
 from reconflow.quality.measure import measure_quality
 from reconflow.reconstruction import Reconstruction
 from reconflow.request import make_request
-from reconflow.stage_results import CamerasResult, DatasetResult, FileRef, StageRecord
+from reconflow.stage_results import CamerasResult, DatasetResult, FileRef, ModelResult, StageRecord
 from tests.outputs.finished_run import RIG, write_run
 from tests.outputs.objects import labelled_box
 from tests.quality.test_measure import dataset_of
@@ -43,7 +43,7 @@ def test_how_sure_is_said_once_and_only_of_what_was_found(dataset: Dataset) -> N
     assert calibration_summary(FOUND, dataset).confidence == "known to ±0.25°, confidence 0.68"
 
 
-def run_facts() -> RunFacts:
+def run_facts(*models: ModelResult) -> RunFacts:
     file = FileRef(path="cameras.npz", sha256="0" * 64, bytes=1)
     read = DatasetResult(
         record=RECORD,
@@ -70,16 +70,31 @@ def run_facts() -> RunFacts:
         warnings=(),
         photo_shifts_px={"front": (3.0, -4.0)},
     )
-    return RunFacts(make_request(dataset="box", seed=7, fov_deg=41.3), [read, cameras], {})
+    return RunFacts(make_request(dataset="box", seed=7, fov_deg=41.3), [read, cameras, *models], {})
 
 
 def test_the_manifest_tells_options_seed_engines_and_photo_shifts() -> None:
-    facts = manifest_facts(run_facts())
+    fitted = ModelResult(
+        record=RECORD, name="nvdiffrec", version="1", device="cpu", needed_memory_bytes=1, available_memory_bytes=2
+    )
+    facts = manifest_facts(run_facts(fitted))
     assert facts is not None
     assert (facts.seed, facts.options["seed"], facts.options["fov_deg"]) == (7, 7, 41.3)
     assert facts.options["settings"]["texture_size"] > 0
     assert facts.engines == {"device": "cpu", "rendering": "numba", "atlas": "projective charts"}
     assert facts.photo_shifts == {"front": (3.0, -4.0)}
+
+
+def test_models_on_different_devices_are_told_apart() -> None:
+    models = [
+        ModelResult(
+            record=RECORD, name=name, version="1", device=device, needed_memory_bytes=1, available_memory_bytes=2
+        )
+        for name, device in (("nvdiffrec", "cpu"), ("reconviagen", "cuda"))
+    ]
+    facts = manifest_facts(run_facts(*models))
+    assert facts is not None
+    assert facts.engines["device"] == "nvdiffrec: cpu, reconviagen: cuda"
 
 
 def test_the_report_tells_when_photos_and_depth_disagree_and_memory_in_gigabytes(

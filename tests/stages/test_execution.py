@@ -10,7 +10,7 @@ from reconflow.errors import (
     ModelUnavailableError,
     ValidationFailedError,
 )
-from reconflow.execution import check_device, choose_isolation
+from reconflow.execution import DEVICE_VARIABLE, check_device, choose_device, choose_isolation
 from reconflow.gpus import Gpu
 from reconflow.nvdiffrec.model import NvdiffrecModel
 from reconflow.resources import GIB, Needs, check_gpu_memory
@@ -23,6 +23,43 @@ class GpuModel(NvdiffrecModel):
     """Computes on both."""
 
     devices = ("cpu", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("model", "set_up_for", "gpus", "chosen"),
+    [
+        (NvdiffrecModel(), "cuda", (GPU,), "cpu"),
+        (GpuModel(), "cuda", (GPU,), "cuda"),
+        (GpuModel(), "cuda", (), "cuda"),
+        (GpuModel(), "cpu", (GPU,), "cpu"),
+        (GpuModel(), None, (), "cpu"),
+    ],
+    ids=["no GPU version", "GPU worker", "GPU worker without its GPU", "CPU worker", "laptop"],
+)
+def test_auto_is_what_the_worker_was_set_up_for(
+    monkeypatch: pytest.MonkeyPatch,
+    model: NvdiffrecModel,
+    set_up_for: str | None,
+    gpus: tuple[Gpu, ...],
+    chosen: str,
+) -> None:
+    if set_up_for is None:
+        monkeypatch.delenv(DEVICE_VARIABLE, raising=False)
+    else:
+        monkeypatch.setenv(DEVICE_VARIABLE, set_up_for)
+    assert choose_device(model, "auto", gpus) == chosen
+
+
+def test_what_was_asked_for_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DEVICE_VARIABLE, "cuda")
+    assert choose_device(GpuModel(), "cpu", (GPU,)) == "cpu"
+    assert choose_device(NvdiffrecModel(), "cuda", ()) == "cuda"
+
+
+def test_a_worker_set_up_for_something_unknown_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DEVICE_VARIABLE, "tpu")
+    with pytest.raises(ValidationFailedError, match="RECONFLOW_DEVICE is 'tpu'"):
+        choose_device(GpuModel(), "auto", ())
 
 
 def test_the_cpu_needs_no_gpu() -> None:
