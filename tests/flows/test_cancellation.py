@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cancellation_objects import make_run, records_of, state_of
+from server_objects import make_run, records_of, state_of
 
 from reconflow.errors import (
     CancellationExpiredError,

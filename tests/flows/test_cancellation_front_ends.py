@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import flow_objects
 import pytest
-from cancellation_objects import make_run, state_of
+from server_objects import latest_artifact, make_run, state_of
 
 from reconflow.outputs.package import RunStatus
 
@@ -30,23 +30,17 @@ def run_step(**params: Any) -> State[Any]:
     return state
 
 
-def last_artifact(client: SyncPrefectClient) -> str:
-    """Return the text of the latest artifact about a cancellation."""
-    latest: str = client.request("GET", "/artifacts/cancellation/latest").json()["data"]
-    return latest
-
-
 def test_the_form_does_both_steps_and_shows_what_came_of_them(client: SyncPrefectClient) -> None:
     from prefect.states import Scheduled
 
     run = make_run(client, Scheduled(), tags=("run-form0001",))
     first = run_step(run="form0001", reason="not needed")
     assert first.result()["outcome"] == "requested"
-    assert "**requested**: " in last_artifact(client)
+    assert "**requested**: " in latest_artifact(client, "cancellation")["data"]
     assert client.read_flow_run(first.state_details.flow_run_id).name == "request cancellation · form0001"
     second = run_step(run=str(run.id), confirm=True)
     assert second.result()["outcome"] == "cancelled"
-    assert "| reason | not needed |" in last_artifact(client)
+    assert "| reason | not needed |" in latest_artifact(client, "cancellation")["data"]
     assert state_of(client, run).is_cancelled()
 
 
@@ -56,7 +50,7 @@ def test_a_step_that_cannot_be_done_is_a_failed_state_with_code_and_way_out(clie
     assert state.is_failed()
     assert state.message is not None
     assert state.message.startswith("CANCELLATION_NOT_REQUESTED: ")
-    assert "**What to do:** Request it first" in last_artifact(client)
+    assert "**What to do:** Request it first" in latest_artifact(client, "cancellation")["data"]
 
 
 def test_the_command_does_both_steps_and_lists_what_waits(client: SyncPrefectClient) -> None:

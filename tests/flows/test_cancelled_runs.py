@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import flow_objects
 import pytest
-from cancellation_objects import state_of
+from server_objects import state_of
 
 from reconflow.errors import (
     Cancelled,

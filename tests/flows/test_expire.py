@@ -7,10 +7,11 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import walk_objects
+from server_objects import latest_artifact
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
@@ -18,6 +19,9 @@ from reconflow.errors import JobExpiredError
 from reconflow.outputs.package import FileEntry, RunStatus
 from reconflow.request import RunRequest
 from reconflow.storage import open_store
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 DAY_S = 86_400.0
 
@@ -69,17 +73,15 @@ def expire_flow(out: Path, **params: Any) -> dict[str, Any]:
 
 @pytest.mark.prefect
 @pytest.mark.usefixtures("prefect_server")
-def test_the_flow_is_a_dry_run_unless_told_otherwise_and_shows_what_it_found(out: Path) -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
-
+def test_the_flow_is_a_dry_run_unless_told_otherwise_and_shows_what_it_found(
+    out: Path, client: SyncPrefectClient
+) -> None:
     report = expire_flow(out, rules={"max_age_days": 30})
     assert report["counts"] == {"expires": 2, "stays": 2}
     assert len(stored(out)) == 4
-    with get_client(sync_client=True) as client:
-        (table,) = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["expire"])))
-    assert [row["run_id"] for row in json.loads(table.data)] == ["old00001", "old00002"]
-    assert table.description == "4 runs: 2 expires, 2 stays (dry run)."
+    table = latest_artifact(client, "expire")
+    assert [row["run_id"] for row in json.loads(table["data"])] == ["old00001", "old00002"]
+    assert table["description"] == "4 runs: 2 expires, 2 stays (dry run)."
 
 
 @pytest.mark.prefect

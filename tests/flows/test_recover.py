@@ -7,6 +7,7 @@ from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from server_objects import latest_artifact
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -171,7 +172,7 @@ def test_the_flow_says_what_it_did(
     state = recover.recover(recover.RecoverRequest(run=str(run.id)), return_state=True)
     assert (state.type.value, state.name) == ("COMPLETED", "LeftAlone")
     assert client.read_flow_run(state.state_details.flow_run_id).name == f"recover · {run.id}"
-    page = client.request("GET", "/artifacts/recovery/latest").json()["data"]
+    page = latest_artifact(client, "recovery")["data"]
     assert "nothing to recover" in page
     unknown = recover.recover(recover.RecoverRequest(run="nosuch00"), return_state=True)
     assert unknown.is_failed()

@@ -6,15 +6,19 @@ import json
 import threading
 from contextvars import copy_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import walk_objects
 from pydantic import ValidationError
+from server_objects import latest_artifact
 
 from reconflow.outputs.package import RunStatus
 from reconflow.request import RunRequest
 from tests.support.faulty_proxy import Fault, FaultyProxy, running_faulty_proxy
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("prefect_server")]
 
@@ -72,19 +76,16 @@ def completed(name: str) -> Any:
     return Completed()
 
 
-def test_a_dry_run_decides_shows_a_table_and_starts_nothing(deployment: Any, walked: dict[str, Any]) -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
-
+def test_a_dry_run_decides_shows_a_table_and_starts_nothing(
+    deployment: Any, walked: dict[str, Any], client: SyncPrefectClient
+) -> None:
     report = walk(**walked, dry_run=True)
     assert column(report, "decision") == {"boot": "new", "cup": "new", "lamp": "new"}
     assert report["chosen"] == 3
     assert submitted(deployment) == []
-    with get_client(sync_client=True) as client:
-        keyed = ArtifactFilter(key=ArtifactFilterKey(any_=["reprocess-decisions"]))
-        table = client.read_artifacts(artifact_filter=keyed)[-1]
-    assert [Path(row["dataset"]).name for row in json.loads(table.data)] == ["boot", "cup", "lamp"]
-    assert table.description == "3 datasets: 3 new; 3 to run (dry run)."
+    table = latest_artifact(client, "reprocess-decisions")
+    assert [Path(row["dataset"]).name for row in json.loads(table["data"])] == ["boot", "cup", "lamp"]
+    assert table["description"] == "3 datasets: 3 new; 3 to run (dry run)."
 
 
 def test_a_failing_dataset_stops_no_other_and_is_tried_again_by_the_next_walks_up_to_the_limit(
@@ -199,11 +200,8 @@ def test_a_deployment_of_an_older_version_gets_the_fields_that_it_needs_and_no_o
 
 
 def test_a_walk_whose_every_run_is_refused_fails_and_says_why(
-    walked: dict[str, Any], request: pytest.FixtureRequest
+    walked: dict[str, Any], request: pytest.FixtureRequest, client: SyncPrefectClient
 ) -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
-
     from reconflow.errors import ServerRefusedError
 
     walk_objects.make_deployment(request.node.name[:60], without=("fov_deg",))
@@ -214,9 +212,7 @@ def test_a_walk_whose_every_run_is_refused_fails_and_says_why(
     assert isinstance(refused, dict)
     assert [Path(dataset).name for dataset in refused] == ["boot", "cup", "lamp"]
     assert all("409" in reason and "fov_deg" in reason for reason in refused.values())
-    with get_client(sync_client=True) as client:
-        keyed = ArtifactFilter(key=ArtifactFilterKey(any_=["reprocess-runs"]))
-        table = json.loads(client.read_artifacts(artifact_filter=keyed)[-1].data)
+    table = json.loads(latest_artifact(client, "reprocess-runs")["data"])
     assert {row["state"] for row in table} == {"Refused"}
     assert all("fov_deg" in row["message"] for row in table)
 

@@ -1,4 +1,4 @@
-"""Runs that no process belongs to, for tests of what cancelling does to them."""
+"""What the server has for tests: runs that no process belongs to, their state, and the artifacts made last."""
 
 from __future__ import annotations
 
@@ -31,3 +31,9 @@ def state_of(client: SyncPrefectClient, run: FlowRun) -> State[Any]:
 def records_of(client: SyncPrefectClient, run: FlowRun) -> list[str]:
     """Return the names of the variables about a run."""
     return [variable.name for variable in client.read_variables(limit=200) if str(run.id) in variable.name]
+
+
+def latest_artifact(client: SyncPrefectClient, key: str) -> dict[str, Any]:
+    """Return the artifact that was made last under a key; earlier tests made others."""
+    latest: dict[str, Any] = client.request("GET", "/artifacts/{key}/latest", path_params={"key": key}).json()
+    return latest
