@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks._extras import lacks
+from reconflow.resources import MIB, peak_rss_bytes
 
 BUCKET = "benchmark"
 VARIANTS = ("ours", "boto3", "s3fs")
@@ -75,18 +76,14 @@ def measure(variant: str, path: Path) -> dict[str, float]:
     send, fetch = PREPARE[variant](path, f"{variant}.bin")
     measured = {}
     for name, work in (("up", send), ("down", fetch)):
-        before, rss, started_s = resource.getrusage(resource.RUSAGE_SELF), _peak_mb(), time.perf_counter()
+        before, rss, started_s = resource.getrusage(resource.RUSAGE_SELF), peak_rss_bytes() / MIB, time.perf_counter()
         work()
         after = resource.getrusage(resource.RUSAGE_SELF)
         measured[f"{name}_s"] = time.perf_counter() - started_s
         measured[f"{name}_cpu_s"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        measured[f"{name}_mb"] = _peak_mb() - rss
+        measured[f"{name}_mb"] = peak_rss_bytes() / MIB - rss
     path.with_suffix(".back").unlink()
     return measured
-
-
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def test_limits_that_the_form_does_not_show_stand_in_the_help() -> None:
 def test_choices_are_lists_to_pick_from() -> None:
     definitions = form_of("flows/reconstruct.py:reconstruct")["definitions"]
     assert definitions["Preset"]["enum"] == ["draft", "standard", "high"]
-    assert definitions["Device"]["enum"] == ["cpu", "cuda"]
+    assert definitions["Device"]["enum"] == ["auto", "cpu", "cuda"]
     assert "nvdiffrec" in json.dumps(definitions["ModelName"])
 
 

@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from reconflow import child_process
 from reconflow.child_process import run_in_child
 from reconflow.errors import CalibrationAmbiguousError, Cancelled, ErrorCode, ReconflowError
-from reconflow.resources import rss_bytes
+from reconflow.resources import peak_rss_bytes, rss_bytes
 
 FUNCTIONS = "tests.stages.child_functions"
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,3 +127,11 @@ def test_a_child_does_not_outlive_its_parent(number: int) -> None:
         parent.wait(10)
     expect_gone(pids[:1])
     os.kill(pids[1], signal.SIGKILL) if is_alive(pids[1]) else None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count from the start of the program")
+def test_a_process_does_not_count_the_memory_of_the_one_that_started_it() -> None:
+    script = "from reconflow.resources import peak_rss_bytes; print(peak_rss_bytes())"
+    large = np.ones(60_000_000)  # 480 MB
+    told = subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert int(told) < large.nbytes < peak_rss_bytes()
