@@ -46,30 +46,39 @@ def telling_name(flow_run: FlowRun, state: str, destination: UUID) -> str:
     return f"{_PREFIX}{uuid5(flow_run.id, f'{state} {flow_run.run_count} {destination}')}"
 
 
-def begin_telling(client: SyncPrefectClient, name: str, by: UUID) -> bool:
-    """Say that a flow run is about to tell; False when another one does or did, or it has done so itself.
+def begin_telling(client: SyncPrefectClient, name: str, by: UUID) -> str | None:
+    """Say that a flow run is about to tell; the record of one that died stays, and another follows it.
+
+    Nothing is deleted here: who saw a record as that of a dead teller may be late, and would delete its successor's.
 
     Args:
         client: Of the Prefect server.
         name: From `telling_name`.
         by: The flow run.
+
+    Returns:
+        The name of its record, for `end_telling`; None when another one tells or has told, or it has done so itself.
     """
-    record = TellingRecord(by=by, at=datetime.now(UTC))
+    record = TellingRecord(by=by, at=datetime.now(UTC)).model_dump(mode="json")
+    attempt, own_name = 1, name
     while True:
         try:
-            client.create_variable(VariableCreate(name=name, value=record.model_dump(mode="json"), tags=_TAGS))
+            client.create_variable(VariableCreate(name=own_name, value=record, tags=_TAGS))
         except ObjectAlreadyExists:
-            variable = client.read_variable_by_name(name)
-            standing = _parse(variable) if variable is not None else None
-            if standing is not None and standing.told:
-                return False
-            if standing is not None and standing.by == by:
-                return True
-            if standing is not None and not _is_gone(client, standing.by):
-                return False
-            delete_variable(client, name)
+            if (standing := _read(client, own_name)) is None:
+                continue
+            if standing.by == by and not standing.told:
+                return own_name
+            if standing.told or not _is_gone(client, standing.by):
+                return None
+            if (last := _read(client, own_name)) is None:  # it could not tell, and is gone with its record
+                continue
+            if last.told:  # before it ended, since it was read first
+                return None
+            attempt += 1
+            own_name = f"{name}-{attempt}"
         else:
-            return True
+            return own_name
 
 
 def end_telling(client: SyncPrefectClient, name: str, by: UUID, *, told: bool) -> None:
@@ -77,7 +86,7 @@ def end_telling(client: SyncPrefectClient, name: str, by: UUID, *, told: bool) -
 
     Args:
         client: Of the Prefect server.
-        name: From `telling_name`.
+        name: From `begin_telling`.
         by: The flow run.
         told: Whether the destination has taken it.
     """
@@ -96,6 +105,15 @@ def sweep_tellings(client: SyncPrefectClient, older_than: timedelta = KEPT_FOR) 
     for name in old:
         delete_variable(client, name)
     return len(old)
+
+
+def _read(client: SyncPrefectClient, name: str) -> TellingRecord | None:
+    """Return a record; None when there is none, or none that can be understood, which is deleted."""
+    variable = client.read_variable_by_name(name)
+    record = _parse(variable) if variable is not None else None
+    if variable is not None and record is None:
+        delete_variable(client, name)
+    return record
 
 
 def _is_gone(client: SyncPrefectClient, flow_run_id: UUID) -> bool:

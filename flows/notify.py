@@ -94,8 +94,8 @@ def _tell_once(
     """Tell a destination unless an earlier report did, which is False; return why it could not be told."""
     own, document = UUID(prefect.runtime.flow_run.id), destination._block_document_id
     assert document is not None
-    name = telling_name(flow_run, state, document)
-    if not begin_telling(client, name, own):
+    name = begin_telling(client, telling_name(flow_run, state, document), own)
+    if name is None:
         return False
     try:
         deliver(destination, delivery)

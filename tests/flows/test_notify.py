@@ -116,6 +116,24 @@ def test_whoever_died_while_telling_is_followed_by_the_next_report(receiver: Web
     assert len(receiver.told_of(str(flow_run.id))) == 1
 
 
+def test_who_tells_to_the_end_while_another_takes_it_for_dead_has_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.client.orchestration import get_client
+
+    from flows import notification_records as records
+
+    with get_client(sync_client=True) as client:
+        name = records.telling_name(client.read_flow_run(ended_run()), "Cancelled", uuid4())
+        first, second = uuid4(), uuid4()
+        assert records.begin_telling(client, name, first) == name
+
+        def ends_now(*_: object) -> bool:
+            records.end_telling(client, name, first, told=True)
+            return True
+
+        monkeypatch.setattr(records, "_is_gone", ends_now)
+        assert records.begin_telling(client, name, second) is None
+
+
 def test_a_run_that_fails_again_after_a_retry_is_told_again(receiver: WebhookReceiver) -> None:
     from prefect.client.orchestration import get_client
     from prefect.states import Failed, Running
