@@ -72,7 +72,7 @@ def remember(
         StorageUnreachableError: Whether there is a kept result cannot be told.
     """
     key, notes = stage_key(stage, inputs), list[str]()
-    with suppress(StorageUnreachableError, StorageRefusedError):
+    with suppress(StorageUnreachableError, StorageRefusedError):  # an entry dropped for want of it is made again
         _store(site).hold_stage(stage, key, holder_of(site.run))
     kept = _find(site, stage, key, kind, notes)
     if kept is not None:

@@ -90,12 +90,7 @@ def fit_to_views(
                 state.save(checkpoint)
     with timed(timings, "surface_fit"):
         disagree = _photos_disagree(dataset, calibration)
-        schedule = SurfaceSchedule(
-            steps=settings.steps * (_RECONCILING_FACTOR if disagree else 1),
-            longest_side=settings.resolution,
-            weights=RECONCILING if disagree else AGREEING,
-            paint=Corrections.UNGUARDED if disagree and settings.paint_rims else Corrections.GUARDED,
-        )
+        schedule = _surface_schedule(settings, disagree=disagree)
         views = list(zip(dataset.views, calibration.cameras, strict=True))
         fit_progress = part_of(on_progress, 0.1, 0.7)
         mesh, losses, levels = fit_surface(state, observations, views, schedule, fit_progress, checkpoint)
@@ -124,6 +119,16 @@ def fit_to_views(
         "genus": mesh_facts(mesh).genus,
     }
     return Reconstruction(painted, calibration.cameras, statistics, timings)
+
+
+def _surface_schedule(settings: FitSettings, *, disagree: bool) -> SurfaceSchedule:
+    """Return how the surface is fitted, which depends on whether photos and depth renders disagree."""
+    return SurfaceSchedule(
+        steps=settings.steps * (_RECONCILING_FACTOR if disagree else 1),
+        longest_side=settings.resolution,
+        weights=RECONCILING if disagree else AGREEING,
+        paint=Corrections.UNGUARDED if disagree and settings.paint_rims else Corrections.GUARDED,
+    )
 
 
 def useful_settings(settings: FitSettings, dataset: Dataset, texture_size: int | None) -> FitSettings:
