@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from reconflow.datasets.files import relative_name, shown
@@ -93,14 +94,15 @@ def _fetched(uri: str) -> Path:
     for is_last in (False, True):
         listed = _list_files(bucket, location.key("") + "/" if location.prefix else "", name)
         entry = datasets_cache() / _listing_digest(location.uri, listed)
-        if not _is_whole(entry, name):
+        with _lock_of(entry):
             try:
-                _download(bucket, listed, entry, name)
+                if not _is_whole(entry, name):
+                    _download(bucket, listed, entry, name)
             except StorageUnreachableError as error:
                 if error.details.get("reason") == "PreconditionFailed" and not is_last:
                     continue  # somebody replaced a file since the listing
                 raise
-        os.utime(entry / _RECORD)
+            os.utime(entry / _RECORD)
         _evict(keep=entry)
         break
     return entry / name
@@ -161,7 +163,6 @@ def _download(bucket: Bucket, listed: Mapping[str, ListedObject], entry: Path, n
     """Fetch the files next to the cache entry, then let the entry appear in one step."""
     from reconflow.storage.transfer import Download, download_files
 
-    entry.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".", suffix=".part") as temporary:
         fresh = Path(temporary) / entry.name
         folder = fresh / name
@@ -174,11 +175,17 @@ def _download(bucket: Bucket, listed: Mapping[str, ListedObject], entry: Path, n
         write_text(fresh / _RECORD, record.model_dump_json() + "\n")
         with suppress(FileNotFoundError):
             entry.replace(Path(temporary) / "damaged")
-        try:
-            fresh.replace(entry)
-        except OSError:
-            if not _is_whole(entry, name):  # unless another process was faster
-                raise
+        fresh.replace(entry)
+
+
+def _lock_of(entry: Path) -> FileLock:
+    """Return the lock under which one process or thread at a time fetches, checks or removes a cache entry.
+
+    The entries share 256 lock files, which stay: there is nothing to clean up after thousands of datasets.
+    """
+    locks = entry.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / entry.name[:2])
 
 
 def _is_whole(entry: Path, name: str) -> bool:
@@ -200,11 +207,24 @@ def _read_record(entry: Path) -> CachedFiles | None:
 def _evict(keep: Path) -> None:
     """Remove the entries that were not used for longest until the rest fits; never what was used within the hour."""
     limit = float(os.environ.get(LIMIT_VARIABLE, DEFAULT_CACHE_GB)) * 1e9
-    for used_s, size, entry in sorted(_entries(), reverse=True):
+    for _, size, entry in sorted(_entries(), reverse=True):
         limit -= size
-        if limit < 0 and entry != keep and time.time() - used_s > _IN_USE_S:
-            shutil.rmtree(entry, ignore_errors=True)
+        if limit < 0 and entry != keep and _remove_unused(entry):
             limit += size
+
+
+def _remove_unused(entry: Path) -> bool:
+    """Remove a cache entry; return False when somebody uses it or has used it within the hour."""
+    with suppress(FileNotFoundError, Timeout), _lock_of(entry).acquire(timeout=0):
+        if time.time() - _last_use_s(entry) > _IN_USE_S:
+            shutil.rmtree(entry, ignore_errors=True)
+            return True
+    return False
+
+
+def _last_use_s(entry: Path) -> float:
+    record = entry / _RECORD
+    return (record if record.is_file() else entry).stat().st_mtime
 
 
 def _entries() -> Iterator[tuple[float, int, Path]]:
@@ -212,8 +232,7 @@ def _entries() -> Iterator[tuple[float, int, Path]]:
     for entry in datasets_cache().glob("[0-9a-f]*"):
         record = _read_record(entry)
         with suppress(FileNotFoundError):
-            used_s = (entry / _RECORD if record else entry).stat().st_mtime
-            yield used_s, record.size if record else 0, entry
+            yield _last_use_s(entry), record.size if record else 0, entry
 
 
 def _listing_digest(uri: str, listed: Mapping[str, ListedObject]) -> str:

@@ -64,8 +64,12 @@ def disc_uri(s3_server: S3Server, bucket: str, disc: Path) -> str:
     return upload(s3_server, bucket, disc, "sets/disc")
 
 
-def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that grows with every object that is fetched."""
+def cached_entries() -> list[Path]:
+    return [path for path in datasets_cache().iterdir() if not path.name.startswith(".")]
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch, delay_s: float = 0.0) -> list[str]:
+    """Return a list that grows with every object that is fetched; each takes at least `delay_s`."""
     reads: list[str] = []
     from reconflow.storage import transfer
 
@@ -73,6 +77,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def counted(bucket: Bucket, download: transfer.Download) -> None:
         reads.append(download.key)
+        time.sleep(delay_s)
         fetch(bucket, download)
 
     monkeypatch.setattr(transfer, "_fetch_once", counted)
@@ -116,15 +121,33 @@ def test_a_damaged_cache_entry_is_fetched_again(small: Path, small_uri: str, dam
         (folder.parent / "record.json").write_text("{")
     assert resolve_dataset(small_uri) == folder
     assert picture.read_bytes() == (small / "multi_views" / "front.png").read_bytes()
-    assert [path.name for path in datasets_cache().iterdir()] == [folder.parent.name]
+    assert cached_entries() == [folder.parent]
 
 
-def test_several_processes_may_fetch_the_same_dataset_at_once(small_uri: str) -> None:
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_many_may_ask_for_the_same_dataset_at_once_and_one_fetches_it(
+    small_uri: str, monkeypatch: pytest.MonkeyPatch, is_damaged: bool
+) -> None:
+    if is_damaged:
+        (resolve_dataset(small_uri) / "multi_views" / "front.png").unlink()
+    reads = count_reads(monkeypatch, delay_s=0.2)
     with ThreadPoolExecutor(4) as pool:
         folders = list(pool.map(resolve_dataset, [small_uri] * 4))
+    assert len(reads) == 2
     assert len(set(folders)) == 1
     assert len(list(folders[0].rglob("*.png"))) == 2
-    assert len(list(datasets_cache().iterdir())) == 1
+    assert cached_entries() == [folders[0].parent]
+
+
+def test_an_entry_that_somebody_is_checking_is_not_dropped(small_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECONFLOW_CACHE_GB", "0")
+    entry = resolve_dataset(small_uri).parent
+    os.utime(entry / "record.json", (0, 0))
+    with fetching._lock_of(entry):
+        fetching._evict(keep=entry.with_name("other"))
+        assert entry.exists()
+    fetching._evict(keep=entry.with_name("other"))
+    assert not entry.exists()
 
 
 @pytest.mark.parametrize(
