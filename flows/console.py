@@ -172,7 +172,8 @@ def show_summary(console: Console, summary: RunSummary) -> None:
     table.add_row("quality", f"PSNR {summary.psnr_db:.2f} dB, SSIM {summary.ssim:.4f}")
     table.add_row("mesh", f"{summary.faces} triangles, {summary.vertices} vertices")
     table.add_row("cameras", f"field of view {summary.fov_x_deg:.2f}° ({summary.cameras})")
-    table.add_row("took", f"{clock_text(summary.seconds)}, {summary.peak_rss_bytes / (1 << 30):.1f} GiB at most")
+    gpu = f", {summary.peak_gpu_bytes / (1 << 30):.1f} GiB of the GPU's" if summary.peak_gpu_bytes else ""
+    table.add_row("took", f"{clock_text(summary.seconds)}, {summary.peak_rss_bytes / (1 << 30):.1f} GiB at most{gpu}")
     table.add_row("mesh file", summary.mesh)
     table.add_row("report", summary.report)
     console.print(Panel(table, title=f"run {summary.run_id}", title_align="left", border_style="green"))

@@ -147,6 +147,7 @@ def write_run_facts(
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(sum(record.seconds for record in records), 3),
             "peak_rss_bytes": max((record.peak_rss_bytes for record in records), default=0),
+            "peak_gpu_bytes": max((record.peak_gpu_bytes for record in records), default=0),
             "stages": [record.model_dump() for record in records],
             "isolation": max((record.isolation for record in records), default="none"),
             "results": {facts.label(result.record): result.model_dump(mode="json") for result in facts.results},

@@ -13,23 +13,20 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from reconflow import models
-from reconflow.child_process import run_in_child
 from reconflow.errors import Cancelled, ReconflowError, StorageRefusedError, StorageUnreachableError
 from reconflow.execution import choose_isolation
 from reconflow.failures import as_known_error, interruption
-from reconflow.gpus import visible_gpus
+from reconflow.isolated_stage import infer_in_child
 from reconflow.outputs.runs import RunLayout, new_run_id
 from reconflow.progress import OnProgress, ignore_progress, part_of
-from reconflow.request import Device, RunRequest
-from reconflow.resources import rss_bytes
+from reconflow.request import RunRequest
 from reconflow.run_context import ModelOutcomes, RunRef, RunSite, StageOutcomes, forget_fetched, open_site
-from reconflow.run_lock import remove_leftovers, sole_attempt
+from reconflow.run_lock import sole_attempt
 from reconflow.stage_cache import CheckpointKeeper, checkpoint_key, discard, holder_of, remember
 from reconflow.stage_results import (
     CamerasResult,
     DatasetResult,
     InferResult,
-    MemoryRecord,
     ModelResult,
     ModelSummary,
     PackageResult,
@@ -167,7 +164,7 @@ def infer(
     def compute(key: str) -> InferResult:
         keeper = CheckpointKeeper(site, "infer", key)
         if choose_isolation(model.device, run.isolation) == "process":
-            result = _infer_apart(site, dataset, cameras, model, on_progress, keeper)
+            result = infer_in_child(site, dataset, cameras, model, on_progress, keeper)
         else:
             result = stages.infer(site, dataset, cameras, model, on_progress, keeper.in_process())
         return result.noting(*keeper.notes)
@@ -309,6 +306,7 @@ def summarise(run: RunRef, outcomes: StageOutcomes) -> RunSummary:
         seconds=round(sum(record.seconds for record in records), 3),
         stage_seconds={label(record): record.seconds for record in records},
         peak_rss_bytes=max(record.peak_rss_bytes for record in records),
+        peak_gpu_bytes=max(record.peak_gpu_bytes for record in records),
         cached_stages=tuple(label(record) for record in records if record.cached),
         models=summaries,
         warnings=(*outcomes.validate.warnings, *outcomes.transforms.warnings, *notes, *reasons),
@@ -366,40 +364,6 @@ def _run_stages(run: RunRef, outcomes: StageOutcomes, on_progress: OnProgress) -
     outcomes.package = package(run, outcomes, heard("package"))
     raise_failure(run, outcomes)
     return summarise(run, outcomes)
-
-
-def _infer_apart(
-    site: RunSite,
-    dataset: DatasetResult,
-    cameras: CamerasResult,
-    model: ModelResult,
-    on_progress: OnProgress,
-    keeper: CheckpointKeeper,
-) -> InferResult:
-    """Run the stage in a process of its own, and record that its memory is back."""
-    arguments = {
-        "site": site.model_copy(update={"fetched_dataset": site.dataset_folder}).model_dump(mode="json"),
-        "dataset": dataset.model_dump(mode="json"),
-        "cameras": cameras.model_dump(mode="json"),
-        "model": model.model_dump(mode="json"),
-        "checkpoint": str(keeper.path),
-    }
-    rss_before, gpu_before = rss_bytes(), _free_gpu_bytes(model)
-    try:
-        result = run_in_child("reconflow.stages:infer_apart", arguments, on_progress, keeper.on_event)
-    finally:
-        remove_leftovers(site.workspace)
-    memory = MemoryRecord(
-        rss_before_bytes=rss_before,
-        rss_after_bytes=rss_bytes(),
-        gpu_free_before_bytes=gpu_before,
-        gpu_free_after_bytes=_free_gpu_bytes(model),
-    )
-    return InferResult.model_validate(result).noting(isolation="process", memory=memory)
-
-
-def _free_gpu_bytes(model: ModelResult) -> tuple[int, ...]:
-    return tuple(gpu.memory_free_bytes for gpu in visible_gpus()) if model.device == Device.CUDA else ()
 
 
 def _of_model(error: ReconflowError, model: str) -> ReconflowError:

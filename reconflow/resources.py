@@ -121,6 +121,14 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def peak_gpu_bytes() -> int:
+    """Return the most memory that this process has had of all GPUs for PyTorch's arrays; 0 when it used none."""
+    torch = sys.modules.get("torch")  # which is not loaded, nor CUDA started, in order to ask
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return sum(torch.cuda.max_memory_reserved(index) for index in range(torch.cuda.device_count()))
+
+
 def _linux_peak() -> int | None:
     """Return the kernel's high-water mark of this program; that of `getrusage` contains what started it, too."""
     try:

@@ -6,11 +6,11 @@ Imports nothing heavy, so that a command line can read a summary.
 from __future__ import annotations
 
 import time
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel
 
-from reconflow.resources import peak_rss_bytes
+from reconflow.resources import MIB, peak_gpu_bytes, peak_rss_bytes
 
 
 class FileRef(BaseModel, frozen=True, extra="forbid"):
@@ -22,8 +22,11 @@ class FileRef(BaseModel, frozen=True, extra="forbid"):
     bytes: int
 
 
+GPU_FLUCTUATION_BYTES: Final = 64 * MIB
+
+
 class MemoryRecord(BaseModel, frozen=True, extra="forbid"):
-    """What memory was in use around a stage that ran in a process of its own: afterwards it is back."""
+    """What memory was in use before a stage that ran in a process of its own, and is when that process is gone."""
 
     rss_before_bytes: int
     """Of the process that waited for the stage."""
@@ -31,6 +34,13 @@ class MemoryRecord(BaseModel, frozen=True, extra="forbid"):
     gpu_free_before_bytes: tuple[int, ...] = ()
     """Per GPU that the stage could see."""
     gpu_free_after_bytes: tuple[int, ...] = ()
+
+    @property
+    def gpu_missing_bytes(self) -> int:
+        """How much less is free on all GPUs together than before; 0 where that is no more than others' fluctuation."""
+        pairs = zip(self.gpu_free_before_bytes, self.gpu_free_after_bytes, strict=True)
+        missing = (max(before - after, 0) for before, after in pairs)
+        return sum(lost for lost in missing if lost > GPU_FLUCTUATION_BYTES)
 
 
 class StageRecord(BaseModel, frozen=True, extra="forbid"):
@@ -43,6 +53,8 @@ class StageRecord(BaseModel, frozen=True, extra="forbid"):
     cpu_seconds: float
     peak_rss_bytes: int
     """Of the process that computed, up to the stage's end."""
+    peak_gpu_bytes: int = 0
+    """The most GPU memory that this process had taken for arrays up to the stage's end."""
     key: str = ""
     """Under which the result is kept for a later attempt; empty for what is always done anew."""
     cached: bool = False
@@ -76,6 +88,7 @@ class StageClock:
             seconds=round(time.perf_counter() - self._started_s, 3),
             cpu_seconds=round(time.process_time() - self._started_cpu_s, 3),
             peak_rss_bytes=peak_rss_bytes(),
+            peak_gpu_bytes=peak_gpu_bytes(),
         )
 
 
@@ -260,6 +273,8 @@ class RunSummary(BaseModel, frozen=True, extra="forbid"):
     """Of all stages together."""
     stage_seconds: dict[str, float]
     peak_rss_bytes: int
+    peak_gpu_bytes: int = 0
+    """The most GPU memory that a stage had taken; 0 when none was used."""
     cached_stages: tuple[str, ...] = ()
     """Whose results an earlier attempt had kept."""
     models: tuple[ModelSummary, ...] = ()

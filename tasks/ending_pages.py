@@ -48,13 +48,17 @@ def summary_page(summary: RunSummary, store: str, files: Sequence[FileEntry]) ->
     cached = f" Done by an earlier attempt: {', '.join(summary.cached_stages)}." if summary.cached_stages else ""
     parts = [
         _table(("model", "quality", "PSNR, dB", "SSIM", "mask IoU", "triangles", "vertices"), rows),
-        f"All stages took {duration_text(summary.seconds)}, at most {summary.peak_rss_bytes / 1e9:.1f} GB of memory."
-        + cached,
+        f"All stages took {duration_text(summary.seconds)}, at most {_memory_text(summary)}." + cached,
         *(f"**Note:** {warning}" for warning in summary.warnings),
         _results_text(summary.run_id, store),
         _table(("file", "size"), ((f"`{file.path}`", bytes_text(file.size)) for file in files)),
     ]
     return "\n\n".join(parts)
+
+
+def _memory_text(summary: RunSummary) -> str:
+    gpu = f" and {summary.peak_gpu_bytes / 1e9:.1f} GB of GPU memory" if summary.peak_gpu_bytes else ""
+    return f"{summary.peak_rss_bytes / 1e9:.1f} GB of memory{gpu}"
 
 
 def _measures(model: Any) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ import pytest
 from reconflow import gpus
 from reconflow.errors import GpuUnavailableError
 from reconflow.gpus import Gpu, list_gpus, visible_gpus
+from reconflow.isolated_stage import await_free
+from reconflow.stage_results import MemoryRecord
 
 GIB = 1 << 30
 THREE = tuple(Gpu(k, f"GPU-{k}{k}{k}-abc", "H", "600", 24 * GIB, 20 * GIB) for k in range(3))
@@ -35,6 +37,23 @@ def test_a_driver_that_does_not_answer_is_an_error_and_not_an_empty_list(monkeyp
     monkeypatch.setattr(gpus.pynvml, "nvmlInit", broken)
     with pytest.raises(GpuUnavailableError, match="does not answer"):
         list_gpus()
+
+
+def test_after_a_stage_it_is_awaited_that_the_driver_gives_the_memory_back() -> None:
+    readings = iter([(20 * GIB, 9 * GIB), (20 * GIB, 19 * GIB), (20 * GIB, 20 * GIB - 1), (0, 0)])
+    assert await_free((20 * GIB, 20 * GIB), lambda: next(readings)) == (20 * GIB, 20 * GIB - 1)
+    assert await_free((20 * GIB,), lambda: (8 * GIB,), patience_s=0.2) == (8 * GIB,)
+    assert await_free((), lambda: ()) == ()
+
+
+def test_memory_that_is_missing_on_one_gpu_is_not_made_up_for_by_another() -> None:
+    memory = MemoryRecord(
+        rss_before_bytes=0,
+        rss_after_bytes=0,
+        gpu_free_before_bytes=(20 * GIB, 4 * GIB, 5 * GIB),
+        gpu_free_after_bytes=(12 * GIB, 20 * GIB, 5 * GIB - 1000),
+    )
+    assert memory.gpu_missing_bytes == 8 * GIB
 
 
 @pytest.mark.gpu

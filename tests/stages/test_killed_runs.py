@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from reconflow.outputs.package import RunStatus, verify_package
+from reconflow.resources import MIB
 from tests.flows.flow_objects import write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,7 +107,19 @@ def test_a_fit_killed_in_the_middle_goes_on_and_ends_with_the_same_files(
     assert hashes(tmp_path) == files
 
 
-def test_a_run_in_a_process_of_its_own_makes_the_same_files_and_goes_on_from_the_others_checkpoint(
+def test_a_run_in_a_process_of_its_own_makes_the_same_files_and_gives_its_memory_back(
+    dataset: Path, whole: tuple[list[str], dict[str, str]], tmp_path: Path
+) -> None:
+    finish(dataset, tmp_path, "process")
+    assert hashes(tmp_path) == whole[1]
+    run = json.loads((tmp_path / "runs" / RUN_ID / "run.json").read_text("utf-8"))
+    record = run["results"]["infer"]["record"]
+    kept = record["memory"]["rss_after_bytes"] - record["memory"]["rss_before_bytes"]
+    assert kept < 32 * MIB < record["peak_rss_bytes"]
+    assert record["notes"] == []
+
+
+def test_a_run_in_a_process_of_its_own_goes_on_from_the_others_checkpoint(
     dataset: Path, whole: tuple[list[str], dict[str, str]], tmp_path: Path
 ) -> None:
     messages, files = whole
