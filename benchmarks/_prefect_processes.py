@@ -176,6 +176,24 @@ class PrefectProcesses:
             return False
 
 
+@contextmanager
+def installation(folder: Path) -> Iterator[tuple[PrefectProcesses, SyncPrefectClient]]:
+    """Run a server, `reconflow deploy` and `reconflow worker --device cpu` as an operator would, results in `out`."""
+    out = str(folder / "out")
+    with PrefectProcesses(folder / "prefect") as processes:
+        deploy = [sys.executable, "-m", "flows.cli", "deploy", "--device", "cpu", "--out", out]
+        subprocess.run(deploy, cwd=ROOT, env=processes.environment, check=True, capture_output=True)
+        processes.start("worker", "-m", "flows.cli", "worker", "--device", "cpu", "--out", out)
+        with processes.client() as client:
+            wait_until(lambda: _all_queues_polled(client), START_TIMEOUT_S)
+            yield processes, client
+
+
+def _all_queues_polled(client: SyncPrefectClient) -> bool:
+    queues = client.request("POST", "/work_pools/cpu/queues/filter", json={}).json()
+    return all(queue["status"] == "READY" for queue in queues)
+
+
 def wait_until(condition: Callable[[], object], timeout_s: float, interval_s: float = 0.2) -> None:
     """Return when a condition holds.
 

@@ -11,15 +11,13 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from benchmarks._prefect_processes import ROOT, PrefectProcesses, submit, wait_until
+from benchmarks._prefect_processes import PrefectProcesses, installation, submit, wait_until
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAUSE_S = 1.7
@@ -61,21 +59,16 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     with (
         tempfile.TemporaryDirectory(prefix="latency-") as folder,
-        PrefectProcesses(Path(folder) / "prefect") as prefect,
+        installation(Path(folder)) as (prefect, client),
     ):
         out = Path(folder) / "out"
-        deploy = [sys.executable, "-m", "flows.cli", "deploy", "--device", "cpu", "--out", str(out)]
-        subprocess.run(deploy, cwd=ROOT, env=prefect.environment, check=True, capture_output=True)
-        prefect.start("worker", "-m", "flows.cli", "worker", "--device", "cpu", "--out", str(out))
-        wait_until(lambda: sum("worker start" in command for command in prefect.alive().values()) == 2, 60)
-        with prefect.client() as client:
-            deployment = client.read_deployment_by_name("reconstruct/on-demand").id
-            worker = find_worker(prefect)
-            measure_run(client, deployment, worker, out)  # the first one fills the disk cache
-            found = []
-            for _ in range(options.runs):
-                time.sleep(PAUSE_S)
-                found.append(measure_run(client, deployment, worker, out))
+        deployment = client.read_deployment_by_name("reconstruct/on-demand").id
+        worker = find_worker(prefect)
+        measure_run(client, deployment, worker, out)  # the first one fills the disk cache
+        found = []
+        for _ in range(options.runs):
+            time.sleep(PAUSE_S)
+            found.append(measure_run(client, deployment, worker, out))
     waits, cpu = sorted(wait for wait, _ in found), [cpu for _, cpu in found]
     p95 = statistics.quantiles(waits, n=20, method="inclusive")[-1]
     print(f"runs {len(waits)}: p50 {statistics.median(waits):.2f} s, p95 {p95:.2f} s, max {waits[-1]:.2f} s")
