@@ -14,12 +14,13 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
+from deployments.heartbeats import HEARTBEAT_S, WATCHED_TAG
+
 PREFIX: Final = "reconflow: "
 """Begins the name of every automation that this project looks after."""
 WATCHED_FLOWS: Final = ("reconstruct", "reprocess", "expire")
 RECOVERED_FLOWS: Final = ("reconstruct",)
-ZOMBIE_AFTER: Final = timedelta(seconds=90)
-"""Three heartbeats."""
+ZOMBIE_AFTER: Final = timedelta(seconds=3 * HEARTBEAT_S)
 ONE_REPORT_PER: Final = timedelta(seconds=60)
 """A worker reports the same crash twice, up to 8 s apart; the second one must start nothing."""
 FINAL_STATES: Final = ("Completed", "Failed", "Crashed", "Cancelled")
@@ -27,6 +28,10 @@ FINAL_STATES: Final = ("Completed", "Failed", "Crashed", "Cancelled")
 RECOVER_DEPLOYMENT: Final = "recover/automatic"
 NOTIFY_DEPLOYMENT: Final = "notify/automatic"
 _HEARTBEAT: Final = "prefect.flow-run.heartbeat"
+_TAGGED: Final[dict[str, str | list[str]]] = {
+    "prefect.resource.role": "tag",
+    "prefect.resource.id": f"prefect.tag.{WATCHED_TAG}",
+}
 _RUN: Final[dict[str, str | list[str]]] = {"prefect.resource.id": "prefect.flow-run.*"}
 
 
@@ -37,20 +42,21 @@ def define_automations(deployment_ids: Mapping[str, UUID], *, notify: bool) -> l
         deployment_ids: By `flow/deployment`, at least those that automations start.
         notify: Whether there is anybody to tell.
     """
-    automations = [_crash_zombies(), _recover_crashed(deployment_ids[RECOVER_DEPLOYMENT])]
+    automations = [crash_silent_runs(), _recover_crashed(deployment_ids[RECOVER_DEPLOYMENT])]
     if notify:
         automations.append(_notify(deployment_ids[NOTIFY_DEPLOYMENT]))
     return automations
 
 
-def _crash_zombies() -> AutomationCore:
+def crash_silent_runs() -> AutomationCore:
+    """Return the automation that ends runs which are not heard of any more."""
     return AutomationCore(
         name=f"{PREFIX}crash runs that went silent",
         description="A run whose machine died says nothing any more; nobody else would end it.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             match=_RUN,
-            match_related=_of_flows(WATCHED_FLOWS),
+            match_related=[_of_flows(WATCHED_FLOWS), _TAGGED],
             for_each={"prefect.resource.id"},
             after={_HEARTBEAT},
             expect={_HEARTBEAT, *(f"prefect.flow-run.{state}" for state in FINAL_STATES)},

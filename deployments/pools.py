@@ -14,9 +14,9 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import WorkPool
 from prefect.workers.process import ProcessWorker
 
+from deployments.heartbeats import set_heartbeats
+
 DEVICE_VARIABLE: Final = "RECONFLOW_DEVICE"
-HEARTBEAT_S: Final = 30
-"""How often a running flow says that it lives; Prefect's smallest interval."""
 CONTROL_QUEUE: Final = "control"
 """The queue of the short runs that look after others; it has a worker of its own, so that nothing is before them."""
 ENGINE_COMMAND: Final = "python -m prefect.engine"
@@ -44,10 +44,8 @@ class Pool:
         # Otherwise a flow whose worker dies is lost at its next line of output.
         fields["stream_output"]["default"] = False
         fields["command"]["default"] = ENGINE_COMMAND
-        fields["env"]["default"] = {
-            DEVICE_VARIABLE: self.device,
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
-        }
+        fields["env"]["default"] = {DEVICE_VARIABLE: self.device}
+        set_heartbeats(fields["env"]["default"])
         return template
 
 

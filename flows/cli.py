@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 
 import reconflow
+from deployments.heartbeats import set_heartbeats
 from flows.cancel_command import cancel_command
 from flows.console import show_error, show_summary, show_validation, showing_progress
 from flows.deploy_command import WorkerDevice, deploy_command
@@ -299,6 +300,7 @@ def _options(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit
+    set_heartbeats(os.environ)
 
 
 def run_from_module() -> NoReturn:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from prefect import tags
 from prefect.client.orchestration import get_client
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import CancelledRun, TerminationSignal
 from prefect.logging.handlers import APILogHandler
 
+from deployments.heartbeats import WATCHED_TAG
 from flows.reconstruct import reconstruct
 from reconflow.errors import Cancelled, ServerUnreachableError
 from reconflow.progress import OnProgress
@@ -31,7 +33,7 @@ def call_flow(request: RunRequest, on_progress: OnProgress | None = None) -> Run
     """
     expect_server()
     try:
-        with listening(on_progress):
+        with tags(WATCHED_TAG), listening(on_progress):
             return RunSummary.model_validate(reconstruct(request))
     except TerminationSignal as error:
         raise KeyboardInterrupt from error

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from deployments.heartbeats import WATCHED_TAG
 from reconflow.errors import ReconflowError, ValidationFailedError
 from reconflow.nvdiffrec.options import Preset
 from reconflow.request import ModelName
@@ -76,12 +77,15 @@ def walk_on_server(request: ReprocessRequest) -> WalkReport:
         ReconflowError: Why nothing could be decided or submitted.
     """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    from prefect import tags
+
     from flows.in_process import expect_server
     from flows.reprocess import reprocess
     from flows.reprocess_report import WalkReport
 
     expect_server()
-    return WalkReport.model_validate(reprocess(request))
+    with tags(WATCHED_TAG):
+        return WalkReport.model_validate(reprocess(request))
 
 
 def walk_here(request: ReprocessRequest, console: Console) -> WalkReport:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.console import Console
 
+from deployments.heartbeats import HEARTBEAT_S, HEARTBEAT_VARIABLE
 from flows.deploy_command import WorkerDevice
 from flows.worker_supervisor import Supervisor, WorkerSpec
 from reconflow.errors import ValidationFailedError
@@ -125,6 +126,7 @@ def make_specs(needs: Needs, pool: str, limit: int, environment: Mapping[str, st
         "RECONFLOW_DEVICE": needs.device,
         "RECONFLOW_HOME": environment.get("RECONFLOW_HOME") or str(Path(__file__).resolve().parents[1]),
         "PREFECT_WORKER_QUERY_SECONDS": environment.get("PREFECT_WORKER_QUERY_SECONDS", QUERY_SECONDS),
+        HEARTBEAT_VARIABLE: str(HEARTBEAT_S),
         # Runs are started as `python -m prefect.engine`: with this Python.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")]),
     }

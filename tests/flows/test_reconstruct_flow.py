@@ -69,7 +69,7 @@ def test_a_run_completes_and_shows_what_it_did(
     flow_run = flow_run_of(tmp_path)
     assert flow_run.state.is_completed()
     assert flow_run.name == "boxes · nvdiffrec · draft"
-    assert set(flow_run.tags) == {f"run-{summary.run_id}", "nvdiffrec", "dataset-boxes"}
+    assert set(flow_run.tags) == {f"run-{summary.run_id}", "nvdiffrec", "dataset-boxes", "reconflow"}
     assert task_states_of(flow_run) == dict.fromkeys(
         ["validate", "transforms", "load", "infer", "quality", "preview", "package"], "Completed"
     )
