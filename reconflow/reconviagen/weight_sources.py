@@ -96,7 +96,8 @@ def fetch_weights(
         raise licence_error(restricted)
     lock.accepted += [bundle.source for bundle in restricted]
     for file in wanted:
-        lock.record(file, *_bring(file, sources, folder, on_progress))
+        target, sha256 = _bring(file, sources, folder, on_progress)
+        lock.record(file, target.stat(), sha256, {})
         fetched.append(file.name)
         lock.write()
     lock.write()

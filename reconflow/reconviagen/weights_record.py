@@ -1,18 +1,21 @@
-"""What is recorded of the files with weights: their checksums, and which licences were accepted.
+"""What is recorded of the files with weights: their checksums, where they came from, which licences were accepted.
 
 A checksum is never assumed: the first fetch or use of a file records it in `weights.lock.json` beside the files, and
-every later one is compared with that.
+every later one is compared with that. Of a folder that cannot be written to, the machine's cache keeps the record.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reconflow.errors import WeightsInvalidError
+from reconflow.errors import DiskFullError, WeightsInvalidError
 from reconflow.outputs.files import sha256_of, write_json
 from reconflow.progress import OnProgress, ignore_progress
 from reconflow.reconviagen.weights import (
@@ -24,6 +27,7 @@ from reconflow.reconviagen.weights import (
     invalid_error,
     missing_error,
 )
+from reconflow.storage.cache import cache_root
 
 
 @dataclass
@@ -31,48 +35,64 @@ class WeightsLock:
     """What was recorded of the files in a folder.
 
     Attributes:
-        path: The lock file.
-        files: Per file `sha256`, `size` and `mtime_ns` at its recording.
+        root: The folder.
+        files: Per file `sha256`, `size` and `mtime_ns` at its recording; of those from an object store `from` and
+            `etag` as well.
         accepted: Sources whose restricting licences were accepted.
     """
 
-    path: Path
+    root: Path
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     accepted: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, path: Path) -> WeightsLock:
-        """Read a lock file; an empty one when there is none.
+    def read(cls, root: Path) -> WeightsLock:
+        """Return what is recorded in a folder, and on this machine of its files as they are there.
 
         Raises:
-            WeightsInvalidError: It is damaged.
+            WeightsInvalidError: The record in the folder is damaged.
         """
-        if not path.is_file():
-            return cls(path)
-        try:
-            content = json.loads(path.read_text("utf-8"))
-            return cls(path, dict(content["files"]), list(content["accepted_licences"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise WeightsInvalidError(
-                f"{LOCK_NAME} is damaged.",
-                suggestion="Remove it; the checksums are recorded anew at the next use.",
-                faults=[{"file": LOCK_NAME, "message": "damaged"}],
-            ) from error
+        files, accepted = _read_record(root / LOCK_NAME)
+        with suppress(WeightsInvalidError):  # what is damaged in the cache is written anew
+            seen, here = _read_record(_machine_record(root))
+            files |= {name: facts for name, facts in seen.items() if _same_content(files.get(name, facts), facts)}
+            accepted += here
+        return cls(root, files, accepted)
 
-    def record(self, file: WeightFile, path: Path, sha256: str) -> None:
-        """Take note of a file's checksum."""
-        facts = path.stat()
-        self.files[file.name] = {"sha256": sha256, "size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
+    def record(
+        self, file: WeightFile, facts: os.stat_result, sha256: str, origin: Mapping[str, str] | None = None
+    ) -> None:
+        """Take note of a file.
+
+        Args:
+            file: Of the model.
+            facts: Its state before it was read.
+            sha256: Of its content.
+            origin: Where it came from; None when it is where it was.
+        """
+        kept = self.files.get(file.name, {}) if origin is None else origin
+        self.files[file.name] = {**kept, "sha256": sha256, "size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
 
     def write(self) -> None:
-        """Write the lock file."""
-        write_json(self.path, {"files": self.files, "accepted_licences": sorted(set(self.accepted))})
+        """Write the record into the folder, or where that cannot be written to, into the machine's cache.
+
+        Raises:
+            OSError, DiskFullError: Neither can be written to.
+        """
+        content = {"files": self.files, "accepted_licences": sorted(set(self.accepted))}
+        try:
+            write_json(self.root / LOCK_NAME, content)
+        except (OSError, DiskFullError):
+            write_json(_machine_record(self.root), content)
+        else:
+            with suppress(OSError):
+                _machine_record(self.root).unlink(missing_ok=True)
 
 
 def check_files(
     folder: WeightsFolder, *, thoroughly: bool = True, on_progress: OnProgress = ignore_progress
 ) -> dict[str, str]:
-    """Compare every file with what was recorded of it, and record those of which nothing was.
+    """Compare every file with what was recorded of it, and record what was not, or is another file of that content.
 
     Args:
         folder: The weights.
@@ -89,27 +109,26 @@ def check_files(
     missing = folder.missing()
     if missing:
         raise missing_error(missing)
-    lock, files, found, faults = read_lock(folder), folder.files(), {}, []
-    recorded = len(lock.files)
+    lock, files, found, faults = read_lock(folder), folder.files(), dict[str, str](), list[dict[str, str]]()
+    before = dict(lock.files)
     for index, file in enumerate(files):
         on_progress(index, len(files), f"checking {file.name}")
         path = folder.need(file)
-        known = lock.files.get(file.name)
-        facts = path.stat()
+        known, facts = lock.files.get(file.name), path.stat()
         if file.size is not None and facts.st_size != file.size:
             faults.append(fault(file, f"{facts.st_size} bytes instead of {file.size}"))
-        elif known is None or thoroughly or (known["size"], known["mtime_ns"]) != (facts.st_size, facts.st_mtime_ns):
+        elif known is None or thoroughly or not _is_as_recorded(known, facts):
             found[file.name] = sha256_of(path)
             expected = file.sha256 or (known or {}).get("sha256")
             if expected not in (None, found[file.name]):
                 faults.append(fault(file, "its content is not what was recorded"))
-            lock.record(file, path, found[file.name])
+            lock.record(file, facts, found[file.name])
         else:
             found[file.name] = known["sha256"]
     if faults:
         raise invalid_error(faults)
-    if len(lock.files) > recorded:
-        with suppress(OSError):  # a folder that cannot be written to is read anew at every use
+    if lock.files != before:
+        with suppress(OSError, DiskFullError):  # where nothing can be written, the files are read at every use
             lock.write()
     return found
 
@@ -128,8 +147,7 @@ def recorded_digest(folder: WeightsFolder) -> str | None:
         path, known = folder.find(file), lock.files.get(file.name)
         if path is None or known is None:
             return None
-        facts = path.stat()
-        if (known["size"], known["mtime_ns"]) != (facts.st_size, facts.st_mtime_ns):
+        if not _is_as_recorded(known, path.stat()):
             return None
         checksums[file.name] = known["sha256"]
     return digest_of(checksums)
@@ -141,7 +159,7 @@ def read_lock(folder: WeightsFolder) -> WeightsLock:
     Raises:
         WeightsInvalidError: The record is damaged.
     """
-    return WeightsLock.read(folder.root / LOCK_NAME)
+    return WeightsLock.read(folder.root)
 
 
 def folder_state(folder: WeightsFolder) -> list[dict[str, Any]]:
@@ -166,3 +184,47 @@ def folder_state(folder: WeightsFolder) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _read_record(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Read facts of files and accepted sources; nothing of either when there is no such file.
+
+    Raises:
+        WeightsInvalidError: It is damaged.
+    """
+    if not path.is_file():
+        return {}, []
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        files, accepted = dict(content["files"]), list(content["accepted_licences"])
+        sound = all(_is_entry(facts) for facts in files.values()) and all(isinstance(name, str) for name in accepted)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        sound = False
+    if not sound:
+        raise WeightsInvalidError(
+            f"{LOCK_NAME} is damaged.",
+            suggestion="Remove it; the checksums are recorded anew at the next use.",
+            faults=[{"file": LOCK_NAME, "message": "damaged"}],
+        )
+    return files, accepted
+
+
+def _is_entry(facts: object) -> bool:
+    if not isinstance(facts, dict):
+        return False
+    numbers, texts = ("size", "mtime_ns"), [facts.get("sha256"), facts.get("from", ""), facts.get("etag", "")]
+    return all(isinstance(facts.get(name), int) for name in numbers) and all(isinstance(text, str) for text in texts)
+
+
+def _machine_record(root: Path) -> Path:
+    """Return where this machine records of a folder what cannot be recorded in it."""
+    name = hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return cache_root() / "weights" / "records" / f"{name}.json"
+
+
+def _same_content(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return bool(one["sha256"] == other["sha256"])
+
+
+def _is_as_recorded(known: Mapping[str, Any], facts: os.stat_result) -> bool:
+    return (known["size"], known["mtime_ns"]) == (facts.st_size, facts.st_mtime_ns)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any, cast
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
@@ -42,9 +46,15 @@ from reconflow.reconviagen.weights import (
     digest_of,
     network_files,
 )
-from reconflow.reconviagen.weights_record import check_files, folder_state
+from reconflow.reconviagen.weights_record import check_files, folder_state, recorded_digest
 
 STEM = "ckpts/{}"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is recorded in the cache of whoever runs these tests."""
+    monkeypatch.setenv("RECONFLOW_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(autouse=True)
@@ -245,6 +255,66 @@ def test_what_is_recorded_names_the_weights_without_reading_them(
     assert recorded_weights(ReconviagenOptions(weights=str(copy))) == ""  # nobody knows
     (copy / LOCK_NAME).write_text("{", "utf-8")
     assert recorded_weights(ReconviagenOptions(weights=str(copy))) == ""
+
+
+@pytest.mark.parametrize("can_be_written", [True, False])
+@pytest.mark.parametrize("thoroughly", [True, False])
+def test_files_with_other_times_are_read_once_and_recorded_anew(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, *, can_be_written: bool, thoroughly: bool
+) -> None:
+    folder, options = WeightsFolder(copy), ReconviagenOptions(weights=str(copy))
+    used = identify_weights(options)
+    for file in folder.files():
+        os.utime(folder.need(file), (1_600_000_000, 1_600_000_000))
+    if not can_be_written:
+        refuse_records(copy)
+    checked = check_files(folder, thoroughly=thoroughly)
+    assert digest_of(checked) == used
+    monkeypatch.setattr("reconflow.reconviagen.weights_record.sha256_of", refuse_to_read)
+    assert recorded_weights(options) == used
+    assert identify_weights(options) == used
+
+
+def refuse_records(root: Path) -> None:
+    """Make it impossible to write the record into a folder, also for the superuser."""
+    (root / LOCK_NAME).unlink(missing_ok=True)
+    (root / LOCK_NAME / "occupied").mkdir(parents=True)
+
+
+def test_what_a_machine_recorded_of_a_folder_gives_way_to_what_is_recorded_in_it(copy: Path) -> None:
+    folder = WeightsFolder(copy)
+    own = (copy / LOCK_NAME).read_text("utf-8")
+    refuse_records(copy)
+    path = copy / "vggt-object-v0-1" / "config.json"
+    path.write_text(path.read_text("utf-8") + " ", "utf-8")
+    check_files(folder)  # the first of this content, on this machine
+    path.write_text(path.read_text("utf-8") + " ", "utf-8")
+    with pytest.raises(WeightsInvalidError, match="not what was recorded"):
+        check_files(folder)
+    path.write_text(path.read_text("utf-8").rstrip(), "utf-8")
+    (copy / LOCK_NAME / "occupied").rmdir()
+    (copy / LOCK_NAME).rmdir()
+    (copy / LOCK_NAME).write_text(own, "utf-8")
+    assert len(check_files(folder)) == 18
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    entry=st.recursive(
+        st.none() | st.integers() | st.text(),
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(
+                st.sampled_from(["files", "accepted_licences", "sha256", "size", "mtime_ns", "from"]), inner
+            )
+        ),
+    )
+)
+def test_any_record_is_used_or_said_to_be_damaged(tmp_path_factory: pytest.TempPathFactory, entry: Any) -> None:
+    root = tmp_path_factory.mktemp("record")
+    (root / LOCK_NAME).write_text(json.dumps(entry), "utf-8")
+    with suppress(WeightsInvalidError):
+        recorded_digest(WeightsFolder(root))
 
 
 def refuse_to_read(path: Path) -> str:
