@@ -80,6 +80,8 @@ def opened(run: RunRef, outcomes: StageOutcomes) -> Iterator[None]:
     store.prepare()
     with sole_attempt(lambda: store.open_workspace(run.run_id)) as workspace:
         try:
+            with suppress(StorageUnreachableError, StorageRefusedError):  # left to the store's own expiry
+                store.begin_attempt(run.run_id)
             yield
         finally:
             stages.forget_dataset()

@@ -6,15 +6,19 @@ The system releases the lock of a process that is gone, however it went.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+from uuid import uuid4
 
 from reconflow.errors import JobNotReadyError
-from reconflow.storage import Workspace
+
+if TYPE_CHECKING:
+    from reconflow.storage import Workspace
 
 if sys.platform != "win32":
     import fcntl
@@ -22,6 +26,7 @@ if sys.platform != "win32":
 LOCK_PATIENCE_S: Final = 60.0
 """How long an attempt waits for one that was taken for dead and is still about to stop."""
 _RETRY_INTERVAL_S: Final = 0.2
+_LOCK_NAME: Final = ".lock"
 
 
 @contextmanager
@@ -36,7 +41,7 @@ def sole_attempt(open_workspace: Callable[[], Workspace], patience_s: float = LO
         JobNotReadyError: Another process on this machine is still at work on the run.
     """
     deadline_s = time.monotonic() + patience_s
-    while (descriptor := try_lock(open_workspace().work / ".lock")) is None:
+    while (descriptor := try_lock(open_workspace().work / _LOCK_NAME)) is None:
         if time.monotonic() >= deadline_s:
             raise JobNotReadyError(
                 "Another process is at work on this run.", suggestion="Wait for it to finish, or cancel it."
@@ -55,6 +60,28 @@ def remove_leftovers(workspace: Workspace) -> None:
     for folder in (workspace.root, workspace.work):
         for path in folder.rglob(".*.part"):
             path.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path, work: Path) -> bool:
+    """Remove a folder of a run, unless a process is at work on the run; return whether it was removed.
+
+    It leaves its place in one step, so that an attempt that begins at this moment makes a new one.
+
+    Args:
+        folder: What is removed.
+        work: The run's folder for intermediate files, `folder` itself or below it.
+    """
+    with suppress(OSError):
+        work.mkdir(parents=True, exist_ok=True)  # a process may have been killed before it came to that
+        descriptor = try_lock(work / _LOCK_NAME)
+        if descriptor is None:
+            return False
+        try:
+            shutil.rmtree(folder.rename(folder.with_name(f".{uuid4().hex}.part")), ignore_errors=True)
+        finally:
+            os.close(descriptor)
+        return True
+    return False
 
 
 def try_lock(path: Path) -> int | None:

@@ -19,6 +19,7 @@ from reconflow.errors import DiskFullError, IncompleteResultsError, ReconflowErr
 from reconflow.outputs.files import replacing, write_bytes
 from reconflow.outputs.package import MANIFEST_NAME, FileEntry, Manifest, read_manifest
 from reconflow.outputs.runs import check_run_id
+from reconflow.run_lock import remove_abandoned
 from reconflow.storage.entries import (
     HOLDERS_NAME,
     RESULT_NAME,
@@ -32,6 +33,7 @@ from reconflow.storage.entries import (
 )
 from reconflow.storage.packages import fetch_package
 from reconflow.storage.protocol import PublishedRun, StoredStage, Sweepings, Targets, Workspace
+from reconflow.storage.scratch import touched_s
 
 _CHUNK_BYTES: Final = 1 << 20
 _WRITE_ATTEMPTS: Final = 100
@@ -72,6 +74,9 @@ class LocalStore:
         workspace.root.mkdir(parents=True, exist_ok=True)
         workspace.work.mkdir(parents=True, exist_ok=True)
         return workspace
+
+    def begin_attempt(self, run_id: str) -> None:
+        """Do nothing: there is nothing outside of the run's folders."""
 
     def publish(self, workspace: Workspace) -> str:
         """Check that the manifest stands; the files are in their place already."""
@@ -222,17 +227,18 @@ class LocalStore:
     def sweep(self, older_than_s: float) -> Sweepings:
         """Remove temporary files, and intermediate files of runs, untouched for that long."""
         before_s = time.time() - older_than_s
-        leftovers = [path for path in self.folder.rglob(".*.part") if _touched_s(path) < before_s]
-        leftovers += [work for work in (self.folder / ".work").glob("*") if _touched_s(work) < before_s]
-        for path in leftovers:
+        files = [path for path in self.folder.rglob(".*.part") if touched_s(path) < before_s]
+        for path in files:
             _remove(path)
+        works = [work for work in (self.folder / ".work").glob("*") if touched_s(work) < before_s]
+        removed = sum(remove_abandoned(work, work) for work in works)
         _remove_empty(self.folder / ".work")
-        return Sweepings(files=len(leftovers))
+        return Sweepings(files=len(files) + removed)
 
     def sweep_stages(self, older_than_s: float) -> Sweepings:
         """Remove the entries of the stage cache made before that long ago."""
         before_s = time.time() - older_than_s
-        old = [folder for folder in (self.folder / ".stages").glob("*/*") if _touched_s(folder) < before_s]
+        old = [folder for folder in (self.folder / ".stages").glob("*/*") if touched_s(folder) < before_s]
         for folder in old:
             _remove_entry(folder)
         return Sweepings(stages=len(old))
@@ -330,14 +336,3 @@ def _remove_empty(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         with suppress(OSError):
             folder.rmdir()
-
-
-def _touched_s(path: Path) -> float:
-    """Return when anything in a folder was changed last, or a file, seconds since 1970; 0 for what is gone."""
-    return max(_modified_times(path), default=0.0)
-
-
-def _modified_times(path: Path) -> Iterator[float]:
-    for item in (path, *(path.rglob("*") if path.is_dir() else ())):
-        with suppress(FileNotFoundError):
-            yield item.stat().st_mtime

@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import string
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,7 +22,6 @@ from reconflow.outputs.package import MANIFEST_NAME, FileEntry, Manifest, read_m
 from reconflow.outputs.runs import check_run_id
 from reconflow.storage.access import access_for
 from reconflow.storage.bucket import CONNECTIONS, Bucket, ListedObject
-from reconflow.storage.cache import cache_root
 from reconflow.storage.entries import (
     HOLDERS_NAME,
     RESULT_NAME,
@@ -39,6 +37,7 @@ from reconflow.storage.entries import (
 from reconflow.storage.locations import S3Location, parse_s3
 from reconflow.storage.packages import fetch_package
 from reconflow.storage.protocol import PublishedRun, StoredStage, Sweepings, Targets, Workspace
+from reconflow.storage.scratch import scratch_folder, scratch_folders, sweep_scratch
 from reconflow.storage.transfer import PART_BYTES, Download, Upload, download_files, is_stored, upload_files
 
 MAX_LINK_S: Final = 7 * 24 * 3600
@@ -84,11 +83,18 @@ class ObjectStore:
 
     def open_workspace(self, run_id: str) -> Workspace:
         """Create the run's scratch folders on this machine."""
-        scratch = self._scratch(run_id)
-        workspace = Workspace(run_id, scratch / "run", scratch / "work")
+        workspace = Workspace(run_id, *scratch_folders(self.uri, run_id))
         workspace.root.mkdir(parents=True, exist_ok=True)
         workspace.work.mkdir(parents=True, exist_ok=True)
         return workspace
+
+    def begin_attempt(self, run_id: str) -> None:
+        """Remove scratch folders of killed runs on this machine, and abort the run's unfinished uploads.
+
+        An earlier attempt that was taken for dead, and still uploads on another machine, is stopped by that.
+        """
+        sweep_scratch()
+        self._abort_uploads(self._run(run_id, ""))
 
     def publish(self, workspace: Workspace) -> str:
         """Upload the run, its manifest last; what an earlier attempt has uploaded whole is not sent again.
@@ -114,16 +120,15 @@ class ObjectStore:
 
     def discard_work(self, workspace: Workspace) -> None:
         """Remove the run's scratch folders, results included: the published ones are in the store."""
-        shutil.rmtree(self._scratch(workspace.run_id), ignore_errors=True)
+        shutil.rmtree(scratch_folder(self.uri, workspace.run_id), ignore_errors=True)
 
     def discard_unfinished(self, run_id: str) -> None:
         """Abort the run's uploads, and remove its files unless it was published, here and in the store."""
         prefix = self._run(run_id, "")
-        for upload in self.bucket.unfinished_uploads(prefix):
-            self.bucket.abort_upload(upload.key, upload.upload_id)
+        self._abort_uploads(prefix)
         if self.bucket.head(self._run(run_id, MANIFEST_NAME)) is None:
             self.bucket.delete(item.key for item in self.bucket.objects(prefix))
-        shutil.rmtree(self._scratch(run_id), ignore_errors=True)
+        shutil.rmtree(scratch_folder(self.uri, run_id), ignore_errors=True)
 
     def run_ids(self) -> list[str]:
         """Return the identifiers of the runs that have a manifest, sorted."""
@@ -253,13 +258,16 @@ class ObjectStore:
         self.bucket.put(f"{self._stage(stage, key)}{HOLDERS_NAME}/{holder}", b"", "text/plain")
 
     def discard_stages(self, keys: Iterable[str], holder: str | None = None) -> None:
-        """Remove the entries under these keys that nobody else holds."""
+        """Remove the entries under these keys that nobody else holds, and what was being uploaded into them."""
         unwanted = list(keys)
         for key in unwanted:
             check_entry_name("any", key)
+        removed: set[str] = set()
         for stage in self.bucket.folders(self.location.key("stages") + "/") if unwanted else ():
-            for key in unwanted:
-                self._remove_entry(self._stage(stage, key), holder)
+            prefixes = (self._stage(stage, key) for key in unwanted)
+            removed |= {prefix for prefix in prefixes if self._remove_entry(prefix, holder)}
+        if removed:
+            self._abort_uploads(self.location.key("stages") + "/", removed)
 
     def sweep(self, older_than_s: float) -> Sweepings:
         """Abort uploads begun, and remove scratch folders on this machine untouched, for that long."""
@@ -268,10 +276,7 @@ class ObjectStore:
         old = [upload for upload in self.bucket.unfinished_uploads(prefix) if upload.started < before]
         for upload in old:
             self.bucket.abort_upload(upload.key, upload.upload_id)
-        scratch = [folder for folder in self._scratch_root.glob("*") if _touched_s(folder) < before.timestamp()]
-        for folder in scratch:
-            shutil.rmtree(folder, ignore_errors=True)
-        return Sweepings(uploads=len(old), files=len(scratch))
+        return Sweepings(uploads=len(old), files=sweep_scratch(older_than_s))
 
     def sweep_stages(self, older_than_s: float) -> Sweepings:
         """Remove the entries of the stage cache made before that long ago."""
@@ -285,13 +290,6 @@ class ObjectStore:
         for entry in old:
             self._remove_entry(entry)
         return Sweepings(stages=len(old))
-
-    @property
-    def _scratch_root(self) -> Path:
-        return cache_root() / "scratch" / hashlib.sha256(self.uri.encode()).hexdigest()[:16]
-
-    def _scratch(self, run_id: str) -> Path:
-        return self._scratch_root / check_run_id(run_id)
 
     def _run(self, run_id: str, name: str) -> str:
         return f"{self.location.key('runs', check_run_id(run_id))}/{name}"
@@ -308,16 +306,23 @@ class ObjectStore:
         self.bucket.delete([f"{prefix}{RESULT_NAME}"])
         self.bucket.delete(item.key for item in self.bucket.objects(f"{prefix}files/"))
 
-    def _remove_entry(self, prefix: str, holder: str | None = None) -> None:
-        """Remove a kept result, its record first, and its holders; one that others than the given holder need stays."""
+    def _abort_uploads(self, prefix: str, below: Collection[str] = ("",)) -> None:
+        """Abort the unfinished uploads of keys that begin with a prefix and with one of `below`."""
+        for upload in self.bucket.unfinished_uploads(prefix):
+            if upload.key.startswith(tuple(below)):
+                self.bucket.abort_upload(upload.key, upload.upload_id)
+
+    def _remove_entry(self, prefix: str, holder: str | None = None) -> bool:
+        """Remove a kept result, its record first, and its holders; return False when others than the holder need it."""
         keys = [item.key for item in self.bucket.objects(prefix)]
         if holder is not None and any(key.startswith(f"{prefix}{HOLDERS_NAME}/") for key in keys):
             self.bucket.delete([f"{prefix}{HOLDERS_NAME}/{holder}"])  # first, so that of two the last one sees none
             if any(self.bucket.objects(f"{prefix}{HOLDERS_NAME}/")):
-                return
+                return False
         if keys:
             self.bucket.delete([f"{prefix}{RESULT_NAME}"])
             self.bucket.delete(key for key in keys if key != f"{prefix}{RESULT_NAME}")
+        return True
 
     def _manifest_bytes(self, run_id: str) -> bytes:
         content = self.bucket.get(self._run(run_id, MANIFEST_NAME))
@@ -350,9 +355,3 @@ def _upload(workspace: Workspace, entry: FileEntry, key: str) -> Upload:
             f"{entry.path} is missing or is not what the manifest says.", suggestion="Run the reconstruction again."
         )
     return Upload(path, key, entry.sha256)
-
-
-def _touched_s(folder: Path) -> float:
-    """Return when anything in a folder was changed last, seconds since 1970."""
-    times = (path.stat().st_mtime for path in (folder, *folder.rglob("*")) if path.exists())
-    return max(times, default=time.time())

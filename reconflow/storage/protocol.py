@@ -89,6 +89,9 @@ class ArtifactStore(Protocol):
     def open_workspace(self, run_id: str) -> Workspace:
         """Return local folders to write a run in; the same ones again for the same run."""
 
+    def begin_attempt(self, run_id: str) -> None:
+        """Remove what killed attempts left outside of the run's folders; whoever calls this holds the run's lock."""
+
     def publish(self, workspace: Workspace) -> str:
         """Make a finished run visible to readers, manifest last, and return where it is."""
 

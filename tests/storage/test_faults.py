@@ -126,7 +126,7 @@ store.publish(workspace)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_upload_leaves_nothing_that_a_reader_sees_and_can_be_swept(
+def test_a_killed_upload_leaves_nothing_that_a_reader_sees_and_ends_when_the_next_attempt_begins(
     s3_server: S3Server, bucket: str, proxy: FaultyProxy, how: signal.Signals
 ) -> None:
     proxy.rate = 0.0
@@ -147,12 +147,34 @@ def test_a_killed_upload_leaves_nothing_that_a_reader_sees_and_can_be_swept(
     assert store.run_ids() == []
     with pytest.raises((JobNotFoundError, JobNotReadyError)):
         store.read_manifest(RUN)
-    unfinished = s3_server.unfinished_uploads(bucket)
-    assert unfinished >= 1  # two when the answer to the first came too late and it was asked for again
-    assert store.sweep(3600).uploads == unfinished  # this server dates every upload to the year 2010
-    store.discard_unfinished(RUN)
+    assert s3_server.unfinished_uploads(bucket) >= 1
+    store.begin_attempt("zzzz9999")
+    assert s3_server.unfinished_uploads(bucket) >= 1
+    store.begin_attempt(RUN)
     assert s3_server.unfinished_uploads(bucket) == 0
     assert s3_server.keys(bucket) == []
+
+
+def test_uploads_that_nobody_goes_on_with_are_swept(s3_server: S3Server, bucket: str) -> None:
+    store = open_store(f"s3://{bucket}/results")
+    for key in (f"results/runs/{RUN}/nvdiffrec/mesh.glb", "results-of-others/mesh.glb"):
+        s3_server.client().create_multipart_upload(Bucket=bucket, Key=key)
+    assert store.sweep(3600).uploads == 1  # this server dates every upload to the year 2010
+    assert s3_server.unfinished_uploads(bucket) == 1
+
+
+def test_an_upload_into_a_kept_result_ends_when_nobody_needs_the_result(
+    s3_server: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    store = open_store(f"s3://{bucket}/results")
+    store.save_stage("infer", "shared", {}, {})
+    for key in ("mine-checkpoint", "shared", "others"):
+        s3_server.client().create_multipart_upload(Bucket=bucket, Key=f"results/stages/infer/{key}/files/0/state")
+    store.hold_stage("infer", "shared", "other")
+    store.discard_stages(["mine-checkpoint", "shared"], "mine")
+    assert s3_server.unfinished_uploads(bucket) == 2
+    store.discard_stages(["shared"], "other")
+    assert s3_server.unfinished_uploads(bucket) == 1
 
 
 def test_an_interrupted_upload_ends_its_parts(
