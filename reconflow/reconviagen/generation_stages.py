@@ -1,18 +1,31 @@
-"""The stages of a generation as users meet them: progress, seconds, and room for each. They compute nothing."""
+"""The stages of a generation as users meet them: progress, seconds, room for each, float32 in full. No computation."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import torch
 
 from reconflow.errors import ModelGpuOutOfMemoryError, ModelOutOfMemoryError
 from reconflow.progress import OnProgress, ignore_progress, part_of
-from reconflow.reconviagen.memory_needs import stage_bytes
+from reconflow.reconviagen.memory_needs import stage_bytes, what_helps
 from reconflow.reconviagen.networks import Networks
+from reconflow.reconviagen.precision import full_float32
 from reconflow.resources import GIB, available_memory_bytes
+
+_FULL_GPU: Final = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",
+)
+"""How CUDA's libraries say that the GPU's memory is full; PyTorch passes that on as a plain RuntimeError."""
 
 
 class Stages:
@@ -40,7 +53,7 @@ class Stages:
         return cls(networks.device, on_progress, views=views, published_sizes=networks.facts.published_sizes)
 
     @contextmanager
-    def stage(self, name: str, start: float, stop: float, message: str, lower: str) -> Iterator[OnProgress]:
+    def stage(self, name: str, start: float, stop: float, message: str) -> Iterator[OnProgress]:
         """Run a block as a stage.
 
         Args:
@@ -48,7 +61,6 @@ class Stages:
             start: Fraction of the whole that is done before it.
             stop: Fraction of the whole that is done after it.
             message: What is done.
-            lower: What to lower when the GPU's memory is too small.
 
         Yields:
             A receiver of the stage's own progress.
@@ -56,26 +68,30 @@ class Stages:
         Raises:
             ModelGpuOutOfMemoryError, ModelOutOfMemoryError: There is too little memory for it, or it ran out.
         """
-        if self._checks:
-            needed = stage_bytes(name, self._device, self._views, self.voxels)
-            check_room(self._device, needed, message, name, lower)
-        progress = part_of(self._on_progress, start, stop)
-        progress(0, 1, message)
-        started = time.perf_counter()
+        progress, started = part_of(self._on_progress, start, stop), time.perf_counter()
         try:
-            yield progress
-        except torch.OutOfMemoryError as error:
-            raise _gpu_is_full(f"The GPU's memory ran out while {message}.", name, lower) from error
+            if self._checks:
+                check_room(self._device, stage_bytes(name, self._device, self._views, self.voxels), message, name)
+            progress(0, 1, message)
+            with full_float32():
+                yield progress
+            if self._device != "cpu":
+                torch.cuda.synchronize()
         except (MemoryError, RuntimeError) as error:
+            if is_full_gpu(error):
+                raise _gpu_is_full(f"The GPU's memory ran out while {message}.", name) from error
             if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
                 raise _memory_is_full(f"Memory ran out while {message}.", name) from error
             raise
-        if self._device != "cpu":
-            torch.cuda.synchronize()
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
 
-def check_room(device: str, needed_bytes: int, message: str, stage: str, lower: str) -> None:
+def is_full_gpu(error: Exception) -> bool:
+    """Return whether an error says that a GPU's memory is full."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _FULL_GPU)
+
+
+def check_room(device: str, needed_bytes: int, message: str, stage: str) -> None:
     """Refuse to begin a stage for which there is too little free memory.
 
     Args:
@@ -83,7 +99,6 @@ def check_room(device: str, needed_bytes: int, message: str, stage: str, lower: 
         needed_bytes: The estimate.
         message: What is done in the stage.
         stage: Its name.
-        lower: What to lower when the GPU's memory is too small.
 
     Raises:
         ModelGpuOutOfMemoryError, ModelOutOfMemoryError: The estimate exceeds what is free.
@@ -95,7 +110,7 @@ def check_room(device: str, needed_bytes: int, message: str, stage: str, lower: 
     amounts = f"{message} needs about {needed_bytes / GIB:.1f} GiB, and {free / GIB:.1f} GiB"
     if device == "cpu":
         raise _memory_is_full(f"There is too little memory: {amounts} are free.", stage, **facts)
-    raise _gpu_is_full(f"There is too little GPU memory: {amounts} are free.", stage, lower, **facts)
+    raise _gpu_is_full(f"There is too little GPU memory: {amounts} are free.", stage, **facts)
 
 
 def _free_gpu_bytes() -> int:
@@ -104,14 +119,9 @@ def _free_gpu_bytes() -> int:
     return int(torch.cuda.mem_get_info()[0]) + unused
 
 
-def _gpu_is_full(message: str, stage: str, lower: str, **facts: object) -> ModelGpuOutOfMemoryError:
-    return ModelGpuOutOfMemoryError(message, suggestion=lower, stage=stage, **facts)
+def _gpu_is_full(message: str, stage: str, **facts: object) -> ModelGpuOutOfMemoryError:
+    return ModelGpuOutOfMemoryError(message, suggestion=what_helps(stage, "cuda"), stage=stage, **facts)
 
 
 def _memory_is_full(message: str, stage: str, **facts: object) -> ModelOutOfMemoryError:
-    return ModelOutOfMemoryError(
-        message,
-        suggestion="Close other programs, use fewer views, or a machine with more memory.",
-        stage=stage,
-        **facts,
-    )
+    return ModelOutOfMemoryError(message, suggestion=what_helps(stage, "cpu"), stage=stage, **facts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,12 +25,6 @@ from reconflow.reconviagen.options import MAX_VOXELS
 from reconflow.reconviagen.sampling import FlowSampler, SamplerSettings, run_to_end
 from reconflow.reconviagen.sparse_tensor import SparseTensor, VoxelSet
 from reconflow.reconviagen.structure_decoder import occupied_voxels
-
-_FEWER_VIEWS: Final = "Lower max_views, use a GPU with more memory, or choose the device cpu."
-_FEWER_VOXELS: Final = (
-    "Use a GPU with more memory, choose the device cpu, or try another seed; a lower max_voxels refuses such objects "
-    "before they are decoded."
-)
 
 
 @dataclass(frozen=True)
@@ -135,22 +129,22 @@ def generate(
 def encode_views(images: Tensor, networks: Networks, clock: Stages | None = None) -> Conditions:
     """Compute both conditions of the views; arguments as for `generate`."""
     clock = clock or Stages.of(networks, views=len(images))
-    on_device = images.to(networks.device)
-    with clock.stage("views", 0.0, 0.06, "reading the views together", _FEWER_VIEWS), networks.open(Role.VGGT) as vggt:
+    with clock.stage("views", 0.0, 0.06, "reading the views together"), networks.open(Role.VGGT) as vggt:
+        on_device = images.to(networks.device)
         tokens: dict[int, Tensor] = vggt(on_device[None], LAYERS)
-    with clock.stage("features", 0.06, 0.09, "reading each view", _FEWER_VIEWS), networks.open(Role.DINOV2) as dinov2:
+    with clock.stage("features", 0.06, 0.09, "reading each view"), networks.open(Role.DINOV2) as dinov2:
         features = torch.cat([dinov2.image_features(image[None]) for image in on_device])[None]
     with (
-        clock.stage("structure_condition", 0.09, 0.11, "fusing the views", _FEWER_VIEWS),
+        clock.stage("structure_condition", 0.09, 0.11, "fusing the views"),
         networks.open(Role.STRUCTURE_CONDITION) as network,
     ):
-        of_structure: Tensor = network(tokens, features)
+        of_structure = _finite(network(tokens, features), "the views")
     with (
-        clock.stage("latent_condition", 0.11, 0.12, "fusing the views", _FEWER_VIEWS),
+        clock.stage("latent_condition", 0.11, 0.12, "fusing the views"),
         networks.open(Role.LATENT_CONDITION) as network,
     ):
-        of_latent: list[Tensor] = network(tokens, features)
-    return Conditions(_finite(of_structure, "the views"), [_finite(view, "the views") for view in of_latent])
+        of_latent = [_finite(view, "the views") for view in network(tokens, features)]
+    return Conditions(of_structure, of_latent)
 
 
 @torch.no_grad()
@@ -175,7 +169,7 @@ def sample_structure(
     """
     clock, sampler = clock or Stages.of(networks), FlowSampler(networks.facts.sigma_min)
     with (
-        clock.stage("structure", 0.12, 0.55, "sampling the structure", _FEWER_VIEWS) as progress,
+        clock.stage("structure", 0.12, 0.55, "sampling the structure") as progress,
         networks.open(Role.STRUCTURE_FLOW) as flow,
     ):
         noise = torch.randn(1, flow.in_channels, *[flow.resolution] * 3, generator=generator)
@@ -186,11 +180,11 @@ def sample_structure(
         latent = run_to_end(steps, settings.structure.steps, progress, "sampling the structure")
         del steps
     with (
-        clock.stage("structure_decoder", 0.55, 0.57, "decoding the structure", _FEWER_VIEWS),
+        clock.stage("structure_decoder", 0.55, 0.57, "decoding the structure"),
         networks.open(Role.STRUCTURE_DECODER) as decoder,
     ):
         logits: Tensor = decoder(latent)
-    coords = occupied_voxels(logits)
+        coords = occupied_voxels(logits)
     if len(coords) > settings.max_voxels:
         raise ModelConvergenceError(
             f"The generated structure has {len(coords)} occupied voxels; objects have about ten thousand, and at most "
@@ -220,7 +214,7 @@ def sample_latent(
     clock, facts = clock or Stages.of(networks, views=len(condition)), networks.facts
     clock.voxels = len(voxels)
     with (
-        clock.stage("latent", 0.57, 0.93, "sampling the latent", _FEWER_VOXELS) as progress,
+        clock.stage("latent", 0.57, 0.93, "sampling the latent") as progress,
         networks.open(Role.LATENT_FLOW) as flow,
     ):
         noise = torch.randn(len(voxels), flow.in_channels, generator=generator).to(networks.device)
@@ -243,8 +237,8 @@ def sample_latent(
         )
         latent = run_to_end(steps, settings.latent.steps, progress, "sampling the latent")
         del steps
-    mean, std = (latent.new_tensor(values) for values in (facts.latent_mean, facts.latent_std))
-    return SparseTensor(voxels, latent * std + mean)
+        mean, std = (latent.new_tensor(values) for values in (facts.latent_mean, facts.latent_std))
+        return SparseTensor(voxels, latent * std + mean)
 
 
 @torch.no_grad()
@@ -253,11 +247,11 @@ def decode_gaussians(latent: SparseTensor, networks: Networks, clock: Stages | N
     clock = clock or Stages.of(networks)
     clock.voxels = len(latent.voxels)
     with (
-        clock.stage("gaussians", 0.93, 0.95, "decoding the Gaussians", _FEWER_VOXELS),
+        clock.stage("gaussians", 0.93, 0.95, "decoding the Gaussians"),
         networks.open(Role.GAUSSIAN_DECODER) as decoder,
     ):
         gaussians: GaussianParameters = decoder.decode(latent)[0]
-    _finite(gaussians.stored_xyz, "the Gaussians")
+        _finite(gaussians.stored_xyz, "the Gaussians")
     return gaussians
 
 
@@ -270,7 +264,7 @@ def decode_mesh(latent: SparseTensor, networks: Networks, clock: Stages | None =
     """
     clock = clock or Stages.of(networks)
     clock.voxels = len(latent.voxels)
-    with clock.stage("mesh", 0.95, 1.0, "decoding the mesh", _FEWER_VOXELS):
+    with clock.stage("mesh", 0.95, 1.0, "decoding the mesh"):
         cubes, resolution, use_color = decode_cubes(latent, networks)
         return extract_mesh(cubes.feats, cubes.voxels.coords[:, 1:], resolution, use_color=use_color)
 

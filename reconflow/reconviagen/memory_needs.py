@@ -12,8 +12,10 @@ from types import MappingProxyType
 from typing import Final
 
 MIB: Final = 1 << 20
-GPU_CONTEXT_BYTES: Final = 768 * MIB
-"""What CUDA itself and the buffers of its libraries take."""
+GPU_CONTEXT_BYTES: Final = 512 * MIB
+"""What CUDA itself takes before anything is computed; where it runs already, the driver does not count it as free."""
+GPU_LIBRARY_BYTES: Final = 256 * MIB
+"""What kernels and the buffers of CUDA's libraries take as they are used."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,11 @@ class StageNeeds:
     voxel_bytes: int = 0
 
     def bytes_on(self, device: str, views: int, voxels: int) -> int:
-        """Peak memory of the device, bytes."""
+        """Peak memory of the device, bytes; on a GPU without CUDA's context."""
         activations = self.fixed_bytes + views * self.view_bytes + voxels * self.voxel_bytes
         if device == "cpu":
             return 4 * self.parameters + activations
-        return self.gpu_weight_bytes + activations + GPU_CONTEXT_BYTES
+        return self.gpu_weight_bytes + activations + GPU_LIBRARY_BYTES
 
 
 STAGES: Final[Mapping[str, StageNeeds]] = MappingProxyType(
@@ -56,10 +58,14 @@ STAGES: Final[Mapping[str, StageNeeds]] = MappingProxyType(
     }
 )
 """The stages of `inference`, by their names there."""
+_MORE_ROOM: Final = {
+    "cpu": ("close other programs", "use a machine with more memory"),
+    "cuda": ("stop other programs on the GPU", "use a GPU with more memory", "choose the device cpu"),
+}
 
 
 def stage_bytes(stage: str, device: str, views: int = 0, voxels: int = 0) -> int:
-    """Return what a stage needs of a device's memory.
+    """Return what a stage needs of a device's memory, beside what CUDA takes in a process that has begun to use it.
 
     Args:
         stage: One of `STAGES`.
@@ -71,5 +77,24 @@ def stage_bytes(stage: str, device: str, views: int = 0, voxels: int = 0) -> int
 
 
 def peak_bytes(device: str, views: int, voxels: int) -> int:
-    """Return the most that any stage needs; arguments as for `stage_bytes`."""
-    return max(needs.bytes_on(device, views, voxels) for needs in STAGES.values())
+    """Return the most that a process takes that has not begun to use the device; arguments as for `stage_bytes`."""
+    most = max(needs.bytes_on(device, views, voxels) for needs in STAGES.values())
+    return most if device == "cpu" else most + GPU_CONTEXT_BYTES
+
+
+def what_helps(stage: str, device: str) -> str:
+    """Return what people can do when a device's memory is too small for a stage.
+
+    Args:
+        stage: One of `STAGES`.
+        device: `cpu` or `cuda`.
+    """
+    needs = STAGES[stage]
+    ways = [
+        *(["lower max_views"] if needs.view_bytes else []),
+        *(["try another seed, which may give fewer voxels"] if needs.voxel_bytes else []),
+        *_MORE_ROOM[device],
+    ]
+    advice = ", ".join(ways[:-1]) + f", or {ways[-1]}."
+    refusing = " A lower max_voxels refuses such objects before they are decoded." if needs.voxel_bytes else ""
+    return advice[0].upper() + advice[1:] + refusing

@@ -1,17 +1,22 @@
 """Golden tests: `@pytest.mark.golden("kind")` runs a test, which takes `golden`, once for each golden of that kind.
 
 `--goldens DIR` names the folder. Without a folder these tests are skipped and say so; with one, a golden test that is
-skipped for any reason fails, and so does one whose kind the folder does not hold.
+skipped for any reason fails, and so does one whose kind the folder does not hold. With `gpu=True` the marker runs the
+test a second time with everything on CUDA; without a GPU that one is skipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from golden_files import Golden, find_goldens
+
+from reconflow.reconviagen.precision import full_float32
 
 _SHARED = Path(__file__).resolve().parents[3] / "shared" / "reconviagen"
 
@@ -27,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "golden(kind): runs once for each golden of that kind; takes `golden`")
+    config.addinivalue_line("markers", "golden(kind, gpu=False): runs for each golden of that kind; takes `golden`")
     asked: Path | None = config.getoption("--goldens", default=None)
     if asked is not None and not asked.is_dir():
         raise pytest.UsageError(f"--goldens: there is no folder {asked}")
@@ -51,17 +56,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     (kind,) = marker.args
     folder = golden_folder(metafunc.config)
     goldens = [found for found in _goldens_in(folder) if found.kind == kind] if folder.is_dir() else []
-    values: list[Golden | str] = [*goldens] or [kind]
-    metafunc.parametrize(
-        "golden", values, indirect=True, ids=[v if isinstance(v, str) else v.path.stem for v in values]
-    )
+    cases = [pytest.param(found, id=found.path.stem) for found in goldens] or [pytest.param(kind, id=kind)]
+    if marker.kwargs.get("gpu"):
+        on_gpu = [replace(found, device="cuda") for found in goldens]
+        cases += [pytest.param(found, id=f"{found.path.stem}-cuda", marks=pytest.mark.gpu) for found in on_gpu]
+    metafunc.parametrize("golden", cases, indirect=True)
 
 
 @pytest.fixture
-def golden(request: pytest.FixtureRequest) -> Golden:
-    """One golden of the kind that the test's marker names."""
+def golden(request: pytest.FixtureRequest) -> Iterator[Golden]:
+    """One golden of the kind that the test's marker names; on CUDA convolutions are computed in full float32."""
     if isinstance(request.param, Golden):
-        return request.param
+        if request.param.device != "cpu" and not torch.cuda.is_available():
+            pytest.skip("there is no GPU")
+        with full_float32():
+            yield request.param
+        return
     folder = golden_folder(request.config)
     if not folder.is_dir():
         pytest.skip(f"no golden vectors at {folder}; name a folder with --goldens DIR")
@@ -90,9 +100,10 @@ def manifests() -> Path:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turn a skipped golden test into a failed one when the folder is there."""
+    """Turn a skipped golden test into a failed one when the folder is there, and the GPU if it needs one."""
     report = yield
-    if report.skipped and item.get_closest_marker("golden") and golden_folder(item.config).is_dir():
+    could_run = item.get_closest_marker("gpu") is None or torch.cuda.is_available()
+    if report.skipped and could_run and item.get_closest_marker("golden") and golden_folder(item.config).is_dir():
         report.outcome = "failed"
         report.longrepr = f"skipped although the golden vectors are there: {report.longrepr}"
     return report

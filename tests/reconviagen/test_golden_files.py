@@ -56,11 +56,13 @@ def test_a_comparison_refuses_nan_other_shapes_and_other_integers() -> None:
         assert_matches(torch.tensor([1, 2]), torch.tensor([1, 3], dtype=torch.int32))
 
 
-def run_one_skipped_test(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+def run_one_skipped_test(
+    pytester: pytest.Pytester, *arguments: str, marker: str = "golden('cameras')"
+) -> pytest.RunResult:
     for name in ("conftest.py", "golden_files.py"):
         source = Path(__file__).with_name(name).read_text(encoding="utf-8")
         (pytester.path / name).write_text(source, encoding="utf-8")
-    test = "import pytest\n@pytest.mark.golden('cameras')\ndef test_it(golden):\n    pytest.skip('no time')\n"
+    test = f"import pytest\n@pytest.mark.{marker}\ndef test_it(golden):\n    pytest.skip('no time')\n"
     (pytester.path / "test_one.py").write_text(test, encoding="utf-8")
     return pytester.runpytest_inprocess("-p", "no:cacheprovider", *arguments)
 
@@ -80,3 +82,14 @@ def test_a_folder_without_the_kind_fails_and_no_folder_skips_with_the_reason(pyt
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["*no golden vectors at*"])
     assert run_one_skipped_test(pytester, "--goldens", "nowhere").ret == pytest.ExitCode.USAGE_ERROR
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_only_the_twin_on_a_gpu_may_be_skipped_and_says_why(pytester: pytest.Pytester) -> None:
+    folder = pytester.mkdir("goldens")
+    save_file({"in.x": torch.zeros(1)}, folder / "cameras.safetensors")
+    (folder / "cameras.json").write_text("{}", encoding="utf-8")
+    marker = "golden('cameras', gpu=True)"
+    result = run_one_skipped_test(pytester, "-rs", "--goldens", str(folder), marker=marker)
+    result.assert_outcomes(failed=1, skipped=1)
+    result.stdout.fnmatch_lines(["*there is no GPU*"])

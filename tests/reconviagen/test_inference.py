@@ -27,6 +27,7 @@ from reconflow.reconviagen import inference
 from reconflow.reconviagen.checkpoints import CLASSES
 from reconflow.reconviagen.dinov2 import DinoVisionTransformer
 from reconflow.reconviagen.elementwise import TanhGELU
+from reconflow.reconviagen.generation_stages import Stages
 from reconflow.reconviagen.inference import GenerationSettings, generate
 from reconflow.reconviagen.mesh_extraction import extract_mesh
 from reconflow.reconviagen.networks import GivenNetworks, PipelineFacts, Role
@@ -51,9 +52,9 @@ def networks_of(golden: Golden) -> GivenNetworks:
         start = f"{role.value}."
         own = {name[len(start) :]: value for name, value in weights.items() if name.startswith(start)}
         module.load_state_dict(own, strict=True)
-        module.eval().requires_grad_(requires_grad=False)
+        module.to(golden.device).eval().requires_grad_(requires_grad=False)
     mean, std = (tuple(normalisation[name]) for name in ("mean", "std"))
-    return GivenNetworks(modules, PipelineFacts(mean, std, facts["image_size"], sigma))
+    return GivenNetworks(modules, PipelineFacts(mean, std, facts["image_size"], sigma), golden.device)
 
 
 def settings_of(facts: dict[str, Any]) -> GenerationSettings:
@@ -64,7 +65,7 @@ def settings_of(facts: dict[str, Any]) -> GenerationSettings:
     return GenerationSettings(sampler("sparse_structure"), sampler("slat"), facts["seed"])
 
 
-@pytest.mark.golden("pipeline_tiny")
+@pytest.mark.golden("pipeline_tiny", gpu=True)
 @torch.no_grad()
 def test_the_whole_pipeline_matches_the_golden(golden: Golden) -> None:
     networks, settings, expected = networks_of(golden), settings_of(golden.facts), golden.outputs
@@ -75,7 +76,7 @@ def test_the_whole_pipeline_matches_the_golden(golden: Golden) -> None:
     assert_matches(torch.cat(list(conditions.latent)), expected["slat_cond"])
     generator = torch.Generator().manual_seed(settings.seed)
     structure = inference.sample_structure(conditions.structure, networks, settings, generator)
-    assert torch.equal(structure.noise, expected["ss_noise"])
+    assert torch.equal(structure.noise, expected["ss_noise"].cpu())
     assert_matches(structure.latent, expected["ss_latent"])
     assert_matches(structure.logits, expected["ss_logits"])
     assert_matches(structure.voxels.coords, expected["coords"])
@@ -96,7 +97,7 @@ def test_the_whole_pipeline_matches_the_golden(golden: Golden) -> None:
         assert_matches(mesh.attributes, expected["vertex_attrs"])
 
 
-@pytest.mark.golden("pipeline_tiny")
+@pytest.mark.golden("pipeline_tiny", gpu=True)
 def test_one_call_generates_the_golden_object(golden: Golden) -> None:
     images = golden.inputs["rgba"][..., :3].permute(0, 3, 1, 2).float() / 255
     generation = generate(images, networks_of(golden), settings_of(golden.facts))
@@ -183,6 +184,10 @@ def raise_error(error: Exception) -> Any:
     return change
 
 
+FULL_CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+FULL_CUDA = "CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
+
+
 @pytest.mark.parametrize(
     ("role", "change", "kind", "words"),
     [
@@ -190,9 +195,11 @@ def raise_error(error: Exception) -> Any:
         (Role.STRUCTURE_FLOW, lambda v: v * float("nan"), ModelConvergenceError, "step 1 of 2 gave values"),
         (Role.LATENT_CONDITION, lambda views: [v / 0 for v in views], ModelConvergenceError, "read from the views"),
         (Role.STRUCTURE_FLOW, raise_error(torch.OutOfMemoryError("full")), ModelGpuOutOfMemoryError, "the structure"),
+        (Role.STRUCTURE_FLOW, raise_error(RuntimeError(FULL_CUBLAS)), ModelGpuOutOfMemoryError, "the structure"),
+        (Role.VGGT, raise_error(RuntimeError(FULL_CUDA)), ModelGpuOutOfMemoryError, "reading the views together"),
         (Role.VGGT, raise_error(MemoryError()), ModelOutOfMemoryError, "reading the views together"),
     ],
-    ids=["empty", "nan", "undefined condition", "gpu memory", "memory"],
+    ids=["empty", "nan", "undefined condition", "gpu memory", "cuBLAS", "CUDA", "memory"],
 )
 def test_each_failure_is_an_error_of_its_own_with_a_way_out(
     tiny: GivenNetworks, images: Tensor, role: Role, change: Any, kind: type[ReconflowError], words: str
@@ -200,6 +207,42 @@ def test_each_failure_is_an_error_of_its_own_with_a_way_out(
     with pytest.raises(kind, match=words) as caught:
         generate(images, WithOther(tiny, role, change), FEW)
     assert caught.value.suggestion
+
+
+class OnNoGpu:
+    """Networks on a GPU whose memory is full, so that not even the pictures get there."""
+
+    device, notes, facts = "cuda", (), PipelineFacts((0.0,), (1.0,))
+
+    @contextmanager
+    def open(self, role: Role) -> Iterator[Any]:
+        yield None
+
+
+class NoRoom(Tensor):
+    """Pictures that find no room on a GPU."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+        raise RuntimeError(FULL_CUDA)
+
+
+def test_a_gpu_without_room_for_the_pictures_is_said_with_a_way_out() -> None:
+    with pytest.raises(ModelGpuOutOfMemoryError, match="reading the views together") as caught:
+        inference.encode_views(torch.zeros(2, 3, 14, 14).as_subclass(NoRoom), OnNoGpu())
+    assert "max_views" in caught.value.suggestion
+
+
+def test_stages_compute_convolutions_and_products_in_full_float32_and_leave_the_setting_alone() -> None:
+    def digits() -> tuple[str, str]:
+        return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+
+    before = digits()
+    with Stages("cpu").stage("views", 0.0, 1.0, "reading"):
+        assert digits() == ("ieee", "ieee")
+    assert digits() == before
+    with pytest.raises(KeyError), Stages("cpu").stage("views", 0.0, 1.0, "reading"):
+        raise KeyError
+    assert digits() == before
 
 
 def test_too_many_voxels_are_refused_before_the_latent_is_sampled(tiny: GivenNetworks, images: Tensor) -> None:

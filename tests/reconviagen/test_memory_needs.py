@@ -19,7 +19,7 @@ from reconflow.errors import ModelGpuOutOfMemoryError, ModelOutOfMemoryError
 from reconflow.reconviagen import generation_stages
 from reconflow.reconviagen.generation_stages import Stages, check_room
 from reconflow.reconviagen.inference import GenerationSettings, encode_views, generate
-from reconflow.reconviagen.memory_needs import STAGES, peak_bytes, stage_bytes
+from reconflow.reconviagen.memory_needs import GPU_CONTEXT_BYTES, STAGES, peak_bytes, stage_bytes, what_helps
 from reconflow.reconviagen.networks import PipelineFacts, Role
 from reconflow.reconviagen.options import ReconviagenOptions
 from reconflow.reconviagen.random_networks import tiny_networks
@@ -101,11 +101,38 @@ def test_a_stage_without_room_is_refused_before_its_network_is_opened(monkeypatc
 
 def test_a_gpu_without_room_is_said_with_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation_stages, "_free_gpu_bytes", lambda: 2 * GIB)
-    check_room("cuda", 2 * GIB, "decoding the mesh", "mesh", "Use the CPU.")
+    check_room("cuda", 2 * GIB, "decoding the mesh", "mesh")
     with pytest.raises(ModelGpuOutOfMemoryError, match=r"needs about 3.0 GiB, and 2.0 GiB are free") as caught:
-        check_room("cuda", 3 * GIB, "decoding the mesh", "mesh", "Use the CPU.")
-    assert caught.value.suggestion == "Use the CPU."
+        check_room("cuda", 3 * GIB, "decoding the mesh", "mesh")
+    assert "another seed" in caught.value.suggestion
     assert caught.value.details == {"stage": "mesh", "needed_bytes": 3 * GIB, "available_bytes": 2 * GIB}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_advice_names_what_a_stage_depends_on_and_nothing_else(device: str) -> None:
+    named = {
+        stage: {option for option in ("max_views", "max_voxels") if option in what_helps(stage, device)}
+        for stage in STAGES
+    }
+    assert named == {
+        "views": {"max_views"},
+        "features": {"max_views"},
+        "structure_condition": {"max_views"},
+        "latent_condition": {"max_views"},
+        "structure": set(),
+        "structure_decoder": set(),
+        "latent": {"max_views", "max_voxels"},
+        "gaussians": {"max_voxels"},
+        "mesh": {"max_voxels"},
+    }
+    assert what_helps("structure", "cuda") == (
+        "Stop other programs on the GPU, use a GPU with more memory, or choose the device cpu."
+    )
+
+
+def test_a_gpu_that_is_in_use_needs_no_room_for_cuda_itself() -> None:
+    largest = max(stage_bytes(stage, "cuda", 6, 10_000) for stage in STAGES)
+    assert peak_bytes("cuda", 6, 10_000) == largest + GPU_CONTEXT_BYTES
 
 
 def test_stages_after_the_structure_are_checked_with_its_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,5 +154,5 @@ def test_stages_after_the_structure_are_checked_with_its_voxels(monkeypatch: pyt
 
 def test_tiny_networks_are_not_held_against_the_published_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation_stages, "available_memory_bytes", lambda: 1)
-    with Stages.of(tiny_networks(1), views=6).stage("views", 0, 1, "reading", "Use fewer."):
+    with Stages.of(tiny_networks(1), views=6).stage("views", 0, 1, "reading"):
         pass

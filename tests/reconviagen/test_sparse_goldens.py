@@ -25,20 +25,20 @@ def sparse_input(golden: Golden) -> SparseTensor:
     return SparseTensor(VoxelSet(golden.inputs["coords"]), golden.inputs["feats"].float())
 
 
-@pytest.mark.golden("subm_conv3d")
+@pytest.mark.golden("subm_conv3d", gpu=True)
 @torch.no_grad()
 def test_convolutions_match_the_golden(golden: Golden) -> None:
     x, facts, outputs = sparse_input(golden), golden.facts, golden.outputs
     for size in facts["kernel_sizes"]:
         kind = {1: PointwiseConv3d, 3: SubmanifoldConv3d}[size]
-        module = kind(facts["in_channels"], facts["out_channels"])
+        module = kind(facts["in_channels"], facts["out_channels"]).to(golden.device)
         module.load_state_dict(
             {name.removeprefix(f"k{size}."): w for name, w in golden.weights.items() if name.startswith(f"k{size}.")}
         )
         assert_matches(module(x).feats, outputs[f"k{size}"], golden.tolerance(5e-7))
 
 
-@pytest.mark.golden("sparse_spatial")
+@pytest.mark.golden("sparse_spatial", gpu=True)
 def test_pooling_and_subdivision_match_the_golden(golden: Golden) -> None:
     assert golden.facts["factor"] == 2
     x, outputs, tolerance = sparse_input(golden), golden.outputs, golden.tolerance(2e-7)
@@ -48,7 +48,7 @@ def test_pooling_and_subdivision_match_the_golden(golden: Golden) -> None:
         assert_matches(result.feats, outputs[f"{name}_feats"], tolerance)
 
 
-@pytest.mark.golden("window_attention")
+@pytest.mark.golden("window_attention", gpu=True)
 def test_sparse_attention_matches_the_golden(golden: Golden) -> None:
     voxels, qkv = VoxelSet(golden.inputs["coords"]), golden.inputs["qkv"].unbind(1)
     size, outputs, tolerance = golden.facts["window_size"], golden.outputs, golden.tolerance(5e-7)
@@ -62,7 +62,7 @@ def test_sparse_attention_matches_the_golden(golden: Golden) -> None:
         assert torch.equal(ours[:, None] == ours, together)
 
 
-@pytest.mark.golden("slat_flow")
+@pytest.mark.golden("slat_flow", gpu=True)
 @torch.no_grad()
 def test_the_latent_flow_matches_the_golden(golden: Golden) -> None:
     network = golden.load(SLatFlowModel(**golden.facts["args"]))
@@ -79,11 +79,11 @@ def test_the_latent_flow_matches_the_golden(golden: Golden) -> None:
     assert_matches(negative.feats, outputs["zero_cond"], tolerance)
 
 
-@pytest.mark.golden("slat_gs_decoder")
+@pytest.mark.golden("slat_gs_decoder", gpu=True)
 @torch.no_grad()
 def test_the_gaussian_decoder_matches_the_golden(golden: Golden) -> None:
     network = golden.load(SLatGaussianDecoder(**golden.facts["args"]))
-    fresh = SLatGaussianDecoder(**golden.facts["args"])
+    fresh = SLatGaussianDecoder(**golden.facts["args"]).to(golden.device)
     torch.testing.assert_close(fresh.offset_perturbation, network.offset_perturbation, rtol=1e-6, atol=1e-6)
     x, outputs, tolerance = sparse_input(golden), golden.outputs, golden.tolerance(6e-7)
     assert_matches(network(x).feats, outputs["raw"], tolerance)
@@ -108,7 +108,7 @@ def test_the_gaussian_decoder_matches_the_golden(golden: Golden) -> None:
     assert f"{len(decoded)}._xyz" not in outputs
 
 
-@pytest.mark.golden("slat_mesh_decoder")
+@pytest.mark.golden("slat_mesh_decoder", gpu=True)
 @torch.no_grad()
 def test_the_mesh_decoder_matches_the_golden(golden: Golden) -> None:
     network = golden.load(SLatMeshDecoder(**golden.facts["args"]))
@@ -132,7 +132,7 @@ def test_the_mesh_decoder_matches_the_golden(golden: Golden) -> None:
             assert_matches(mesh.attributes, outputs[f"{item}.vertex_attrs"], tolerance)
 
 
-@pytest.mark.golden("mesh_extract")
+@pytest.mark.golden("mesh_extract", gpu=True)
 def test_extracted_meshes_match_the_golden(golden: Golden) -> None:
     arguments, outputs, tolerance = golden.facts["args"], golden.outputs, golden.tolerance(1e-6)
     mesh = extract_mesh(

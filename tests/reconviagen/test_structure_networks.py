@@ -29,7 +29,7 @@ def tokens_of(inputs: dict[str, Tensor]) -> dict[int, Tensor]:
     return {int(name.removeprefix(start)): value for name, value in inputs.items() if name.startswith(start)}
 
 
-@pytest.mark.golden("ss_vggt_cond")
+@pytest.mark.golden("ss_vggt_cond", gpu=True)
 @torch.no_grad()
 def test_the_structure_condition_matches_the_golden(golden: Golden) -> None:
     network = golden.load(ModulatedMultiViewCond(**golden.facts["args"]))
@@ -37,7 +37,7 @@ def test_the_structure_condition_matches_the_golden(golden: Golden) -> None:
     assert_matches(condition, golden.outputs["cond"], golden.tolerance(1e-6))
 
 
-@pytest.mark.golden("slat_vggt_cond")
+@pytest.mark.golden("slat_vggt_cond", gpu=True)
 @torch.no_grad()
 def test_the_latent_condition_matches_the_golden(golden: Golden) -> None:
     network = golden.load(ModulatedSLATMultiViewCond(**golden.facts["args"]))
@@ -45,7 +45,7 @@ def test_the_latent_condition_matches_the_golden(golden: Golden) -> None:
     assert_matches(torch.stack(views, dim=1), golden.outputs["cond"], golden.tolerance(1e-6))
 
 
-@pytest.mark.golden("ss_flow")
+@pytest.mark.golden("ss_flow", gpu=True)
 @torch.no_grad()
 def test_the_structure_flow_matches_the_golden(golden: Golden) -> None:
     network = golden.load(SparseStructureFlowModel(**golden.facts["args"]))
@@ -57,7 +57,7 @@ def test_the_structure_flow_matches_the_golden(golden: Golden) -> None:
     assert_matches(negative, network(inputs["x"], inputs["t"], torch.zeros_like(inputs["cond"])), 2e-6)
 
 
-@pytest.mark.golden("ss_decoder")
+@pytest.mark.golden("ss_decoder", gpu=True)
 @torch.no_grad()
 def test_the_structure_decoder_matches_the_golden(golden: Golden) -> None:
     network = golden.load(SparseStructureDecoder(**golden.facts["args"]))

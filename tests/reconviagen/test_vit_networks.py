@@ -21,7 +21,7 @@ def norm_epsilons(module: nn.Module) -> set[float]:
     return {part.eps for part in module.modules() if isinstance(part, nn.LayerNorm)}
 
 
-@pytest.mark.golden("dinov2_reg")
+@pytest.mark.golden("dinov2_reg", gpu=True)
 @torch.no_grad()
 def test_dinov2_matches_the_golden(golden: Golden) -> None:
     network = golden.load(DinoVisionTransformer(**golden.facts["args"]))
@@ -41,7 +41,7 @@ def test_dinov2_matches_the_golden(golden: Golden) -> None:
         torch.testing.assert_close(network.image_features(images), tokens.image_features)
 
 
-@pytest.mark.golden("vggt_aggregator")
+@pytest.mark.golden("vggt_aggregator", gpu=True)
 @torch.no_grad()
 def test_vggt_and_its_cameras_match_the_golden(golden: Golden) -> None:
     network = golden.load(VGGT(**golden.facts["args"], heads=("camera",)))
@@ -58,7 +58,7 @@ def test_vggt_and_its_cameras_match_the_golden(golden: Golden) -> None:
     assert_matches(intrinsic, outputs["intrinsic"], tolerance)
 
 
-@pytest.mark.golden("vggt_point_head")
+@pytest.mark.golden("vggt_point_head", gpu=True)
 @torch.no_grad()
 def test_the_point_head_matches_the_golden(golden: Golden) -> None:
     head = golden.load(PointHead(**golden.facts["args"]))
