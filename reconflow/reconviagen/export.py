@@ -40,7 +40,7 @@ Float32 = NDArray[np.float32]
 Y_UP_FROM_Z_UP: Final = Similarity(1.0, np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]]), np.zeros(3))
 """(x, y, z) becomes (x, z, -y): the generator's frame turned into glTF's."""
 _FEWEST_FACES: Final = 4000
-"""Simplification leaves at least so many faces."""
+"""Simplification leaves at least so many faces where no upper bound is given."""
 LEAST_PIECE: Final = 0.002
 """Pieces of less than this part of the area are dropped."""
 _POOR_OVERLAP: Final = 0.8
@@ -68,6 +68,7 @@ class FinishSettings:
 
     Attributes:
         simplify: Part of the raw faces that goes, 0 to 1.
+        target_faces: Most faces of the cleaned surface, as far as its shape allows; decides instead of `simplify`.
         visibility_views: From how many sides hidden faces are looked for; 0 keeps them.
         visibility_size: Side of those pictures, pixels.
         texture_size: Side of the texture, texels.
@@ -79,6 +80,7 @@ class FinishSettings:
     """
 
     simplify: float = 0.95
+    target_faces: int | None = None
     visibility_views: int = 200
     visibility_size: int = 512
     texture_size: int = 1024
@@ -92,6 +94,12 @@ class FinishSettings:
     def longest_hole(self) -> int:
         """Boundary edges of the longest hole that is filled."""
         return max(3, int(250 * (1.0 - self.simplify) ** 0.5))
+
+    def face_budget(self, raw_faces: int) -> int:
+        """Return how many faces simplification leaves of so many."""
+        if self.target_faces is not None:
+            return self.target_faces
+        return max(round((1.0 - self.simplify) * raw_faces), _FEWEST_FACES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,8 +292,7 @@ def clean_surface(
         )
     on_progress(0, 100, "simplifying the surface")
     mesh = keep_components(fix_non_manifold(raw), LEAST_PIECE)
-    budget = max(round((1.0 - settings.simplify) * len(raw.faces)), _FEWEST_FACES)
-    mesh = decimate(mesh, budget)
+    mesh = decimate(mesh, settings.face_budget(len(raw.faces)))
     facts: dict[str, Any] = {"raw_faces": len(raw.faces), "simplified_faces": len(mesh.faces)}
     if settings.visibility_views > 0:
         cameras = sphere_cameras(settings.visibility_views, settings.visibility_size)
@@ -295,6 +302,8 @@ def clean_surface(
         facts["inner_faces_removed"], facts["inner_parts_removed"] = walls.faces, walls.parts
     on_progress(90, 100, "closing holes")
     mesh, filling = fill_holes(fix_non_manifold(mesh), settings.longest_hole)
+    if settings.target_faces is not None:  # which what fills the holes may have exceeded
+        mesh = decimate(mesh, settings.target_faces)
     facts |= {"holes_filled": filling.holes, "holes_left_open": filling.left_open, "faces": len(mesh.faces)}
     _, nearest = cKDTree(raw.vertices).query(mesh.vertices)
     colours = linear_from_srgb(np.clip(generated.colours_srgb[nearest], 0, 1)).astype(np.float32)

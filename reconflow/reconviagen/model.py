@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from reconflow.reconviagen.inference import Generation, GenerationSettings
     from reconflow.reconviagen.networks import Networks
 
-_FEWEST_FACES = 200
 RANDOM_NOTE = (
     "The weights were random (random_weights=tiny), for trying the way of a run out: the shape has nothing to do with "
     "the pictures."
@@ -41,7 +40,7 @@ class ReconvGenModel:
     """A shape generated from all views at once, by the networks of ReconViaGen v0.2."""
 
     name: ClassVar[str] = "reconviagen"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     def __init__(self) -> None:
@@ -265,12 +264,13 @@ def generation_settings(settings: ReconviagenSettings) -> GenerationSettings:
 
 
 def finish_settings(settings: ReconviagenSettings, raw_faces: int) -> FinishSettings:
-    """Return how a generated object of so many faces is finished."""
+    """Return how a generated object of so many faces is finished; a refinement has a face budget of its own."""
     from reconflow.reconviagen.export import FinishSettings
 
-    kept = 0.05 if settings.target_faces is None else max(settings.target_faces, _FEWEST_FACES) / max(raw_faces, 1)
+    kept = 0.05 if settings.target_faces is None else settings.target_faces / max(raw_faces, 1)
     return FinishSettings(
         simplify=max(0.0, 1.0 - kept),
+        target_faces=settings.target_faces if settings.refinement is None else None,
         visibility_views=settings.visibility_views,
         texture_size=settings.texture_size,
         texture_steps=settings.texture_steps,

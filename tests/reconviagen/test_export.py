@@ -1,5 +1,6 @@
 """Finishing a generated object: known shapes stand for what the decoders give."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -130,6 +131,25 @@ def test_cleaning_removes_specks_and_cavities_and_keeps_colours() -> None:
     assert mesh_facts(mesh).components == 1
     assert facts["inner_parts_removed"] == 1
     assert_allclose(linear, np.tile(linear_from_srgb(np.array([0.8, 0.2, 0.1])), (len(linear), 1)), atol=1e-5)
+
+
+@pytest.mark.parametrize("most", [200, 1500])
+def test_the_face_budget_is_kept_also_where_holes_are_filled(most: int) -> None:
+    whole = ball(0.45, resolution=48)
+    away = np.linalg.norm(whole.vertices[whole.faces].mean(axis=1) - [0, 0, 0.45], axis=1) > 0.1
+    raw = TriangleMesh(whole.vertices, whole.faces[away])
+    colours = np.full((len(raw.vertices), 3), 0.5, np.float32)
+    settings = replace(SMALL, simplify=0.0, target_faces=most)
+    assert len(raw.faces) > 4000
+    mesh, _, facts = clean_surface(Generated(raw, colours, surface_gaussians(raw, colours, 0.01)), settings)
+    assert facts["holes_filled"] == 1
+    assert 0.9 * most < len(mesh.faces) == facts["faces"] <= most
+
+
+def test_a_surface_without_a_face_budget_is_not_made_coarser_than_a_few_thousand_faces() -> None:
+    assert FinishSettings().face_budget(20_000) == 4000
+    assert FinishSettings().face_budget(200_000) == 10_000
+    assert FinishSettings(target_faces=300).face_budget(200_000) == 300
 
 
 def test_up_stays_up() -> None:

@@ -84,10 +84,12 @@ def test_a_run_with_random_weights_stores_everything_and_says_that_they_were_ran
 ) -> None:
     told: list[str] = []
     with pytest.raises(QualityThresholdError) as caught:
-        run_pipeline(request_for(dataset, tmp_path), lambda step, total, message: told.append(message))
+        run_pipeline(
+            request_for(dataset, tmp_path, target_faces=600), lambda step, total, message: told.append(message)
+        )
     run_id = str(caught.value.details["run_id"])
     layout = RunLayout(tmp_path / "runs" / run_id, run_id, "reconviagen")
-    assert len(read_glb(layout.glb).mesh.faces) > 100
+    assert 500 < len(read_glb(layout.glb).mesh.faces) <= 600
     facts = json.loads(layout.manifest.read_text("utf-8"))["facts"]
     assert facts["weights"] == {"reconviagen": "random tiny"}
     assert facts["options"]["random_weights"] == "tiny"
@@ -218,7 +220,7 @@ def test_asking_the_model_for_its_version_loads_nothing_heavy() -> None:
         "print(model_version('reconviagen'), 'torch' in sys.modules)"
     )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert finished.stdout.split() == ["2", "False"]
+    assert finished.stdout.split() == ["3", "False"]
 
 
 def test_an_unknown_kind_of_random_weights_is_refused() -> None:
