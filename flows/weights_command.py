@@ -7,10 +7,10 @@ that is asked for.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -58,6 +58,8 @@ def fetch_command(
     console.print(f"{len(report.fetched)} files fetched, {len(report.present)} were there.", highlight=False)
     for source, licence in report.licences.items():
         console.print(f"{source}: {licence}", highlight=False)
+    for note in report.notes:
+        console.print(f"Note: {note}", highlight=False)
 
 
 @weights_app.command("verify")
@@ -104,11 +106,22 @@ def status_command(
         there = row["files"] - len(row["missing"])
         size = size_text(row["bytes"]) if there == row["files"] else f"about {size_text(row['about_bytes'])}"
         state = f"{there} of {row['files']}" if row["missing"] else f"all {there}"
-        accepted = " (accepted)" if row["accepted"] else " (to be accepted)" if row["restricted"] else ""
-        table.add_row(
-            row["title"], state, size, f"{row['recorded']} recorded", row["licence"] + accepted, row["source"]
-        )
+        source = ", ".join([row["source"], *(f"from {place}" for place in row["from"])])
+        licence = row["licence"] + _acceptance(row)
+        table.add_row(row["title"], state, size, f"{row['recorded']} recorded", licence, source)
     Console().print(table)
+    for row in rows:
+        if row["note"]:
+            Console().print(f"Note: {row['note']}", highlight=False)
+
+
+def _acceptance(row: Mapping[str, Any]) -> str:
+    """Say whether a licence that restricts use was accepted here."""
+    if row["accepted"]:
+        return " (accepted)"
+    if not row["restricted"]:
+        return ""
+    return " (not accepted here)" if row["from"] else " (to be accepted)"
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from reconflow.reconviagen.weights import (
     missing_error,
     read_json,
 )
+from reconflow.reconviagen.weights_record import revision_notes
 
 _VGGT_ARGUMENTS: Final = ("img_size", "patch_size", "embed_dim")
 _HEADS: Final = ("camera_head.", "point_head.")
@@ -127,7 +128,7 @@ class PublishedNetworks:
         self.device = device
         self.facts = read_facts(folder)
         self._folder = folder
-        self._notes: list[str] = []
+        self._notes = list(revision_notes(folder).values())
 
     @contextmanager
     def open(self, role: Role) -> Iterator[Any]:
@@ -146,7 +147,7 @@ class PublishedNetworks:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Which stored tables differ from their formulas."""
+        """Which weights are of another revision than is meant, and which stored tables differ from their formulas."""
         return tuple(dict.fromkeys(self._notes))
 
     def _load(self, role: Role) -> nn.Module:

@@ -28,7 +28,7 @@ from reconflow.reconviagen.weights import (
     missing_error,
     size_text,
 )
-from reconflow.reconviagen.weights_record import check_files, read_lock
+from reconflow.reconviagen.weights_record import WeightsLock, check_files, read_lock, revision_notes
 from reconflow.storage import check_allowed, open_bucket
 from reconflow.storage.cache import cache_root
 from reconflow.storage.locations import scheme_of
@@ -41,8 +41,8 @@ _CHUNK_BYTES: Final = 4 << 20
 class WeightSource(Protocol):
     """Where files come from."""
 
-    def copy(self, file: WeightFile, target: Path, on_progress: OnProgress) -> bool:
-        """Bring a file to `target`; False when it is not there."""
+    def copy(self, file: WeightFile, target: Path, on_progress: OnProgress) -> dict[str, str] | None:
+        """Bring a file to `target`; return what shall be recorded of its origin, None when it is not there."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,14 @@ class FetchReport:
         present: Files that were there already.
         licences: Licence by source, of everything there now.
         accepted: Sources whose restricting licences were accepted.
+        notes: What is not known to be of the revision meant.
     """
 
     fetched: tuple[str, ...]
     present: tuple[str, ...]
     licences: dict[str, str]
     accepted: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def default_folder() -> Path:
@@ -85,33 +87,29 @@ def fetch_weights(
         WeightsInvalidError: A file is not what it has to be.
     """
     sources, folder = [open_source(place) for place in places], WeightsFolder(into)
-    fetched: list[str] = []
-    if folder.find(PIPELINE_FILE) is None:
-        _bring(PIPELINE_FILE, sources, folder, on_progress)
-        fetched.append(PIPELINE_FILE.name)
-    files, lock = folder.files(), read_lock(folder)
-    wanted = [file for file in files if folder.find(file) is None]
-    restricted = [bundle for bundle in folder.bundles() if bundle.restricted and bundle.source not in lock.accepted]
-    if restricted and not accept_licence:
-        raise licence_error(restricted)
-    lock.accepted += [bundle.source for bundle in restricted]
-    for file in wanted:
-        target, sha256 = _bring(file, sources, folder, on_progress)
-        lock.record(file, target.stat(), sha256, {})
-        fetched.append(file.name)
-        lock.write()
+    lock, fetched = read_lock(folder), list[str]()
+    while wanted := folder.missing():  # what one brings may say that others are needed
+        if wanted[0] != PIPELINE_FILE:  # which says what there is to accept
+            _accept(folder, lock, accept_licence=accept_licence)
+        _bring(wanted[0], sources, folder, lock, on_progress)
+        fetched.append(wanted[0].name)
+    _accept(folder, lock, accept_licence=accept_licence)
     lock.write()
     check_files(folder, thoroughly=False, on_progress=on_progress)
     return FetchReport(
         tuple(fetched),
-        tuple(file.name for file in files if file.name not in fetched),
+        tuple(file.name for file in folder.files() if file.name not in fetched),
         {bundle.source: bundle.licence for bundle in folder.bundles()},
         tuple(sorted(set(lock.accepted))),
+        tuple(revision_notes(folder).values()),
     )
 
 
 def resolve_weights(location: str | None, on_progress: OnProgress = ignore_progress) -> WeightsFolder:
-    """Return the local folder of weights; those in an object store are fetched to the machine's cache first.
+    """Return the local folder of weights; those in an object store are brought to the machine's cache first.
+
+    What the store has now counts: it is asked for the version of every file, and a file that was replaced there is
+    fetched again. Whether its licence allows the use is for whoever put it there; nothing is recorded as accepted.
 
     Args:
         location: A folder or `s3://bucket/prefix`; None for the folder of the machine's cache.
@@ -120,12 +118,15 @@ def resolve_weights(location: str | None, on_progress: OnProgress = ignore_progr
     Raises:
         ValidationFailedError: The location is of another kind, or not allowed here.
         WeightsMissingError: Files are missing there.
+        StorageUnreachableError: The store does not answer.
     """
     folder = weights_folder(location)
     if location is None or scheme_of(location) is None:
         return folder
-    if folder.find(PIPELINE_FILE) is None or folder.missing():  # whoever put them there accepted their licence
-        fetch_weights([location], folder.root, accept_licence=True, on_progress=on_progress)
+    source, lock = BucketSource(location.rstrip("/")), read_lock(folder)
+    _renew(PIPELINE_FILE, source, folder, lock, on_progress)
+    for file in folder.files()[1:]:
+        _renew(file, source, folder, lock, on_progress)
     return folder
 
 
@@ -183,14 +184,15 @@ class FolderSource:
 
     folder: WeightsFolder
 
-    def copy(self, file: WeightFile, target: Path, on_progress: OnProgress) -> bool:
+    def copy(self, file: WeightFile, target: Path, on_progress: OnProgress) -> dict[str, str] | None:
         """Copy a file."""
         found = self.folder.find(file)
         if found is None:
-            return False
+            return None
         with found.open("rb") as stream, replacing(target) as copied:
             _pour(stream, copied, found.stat().st_size, file, on_progress)
-        return True
+        note = self.folder.note(file.bundle)
+        return {} if note is None else {"note": note}
 
 
 @dataclass(frozen=True)
@@ -199,18 +201,24 @@ class BucketSource:
 
     uri: str
 
-    def copy(self, file: WeightFile, target: Path, on_progress: OnProgress) -> bool:
+    def version(self, file: WeightFile) -> tuple[int, str] | None:
+        """Return size and ETag of an object as the store has it now; None when there is none."""
+        location, bucket = open_bucket(self.uri)
+        facts = bucket.head(location.key(*file.name.split("/")))
+        return None if facts is None else (facts["ContentLength"], str(facts["ETag"]).strip('"'))
+
+    def copy(self, file: WeightFile, target: Path, on_progress: OnProgress) -> dict[str, str] | None:
         """Fetch an object."""
         location, bucket = open_bucket(self.uri)
         from reconflow.storage.transfer import Download, download_files
 
-        key = location.key(*file.name.split("/"))
-        facts = bucket.head(key)
-        if facts is None:
-            return False
-        on_progress(0, 1, f"fetching {file.name} ({size_text(facts['ContentLength'])})")
-        download_files(bucket, [Download(key, target)])
-        return True
+        version = self.version(file)
+        if version is None:
+            return None
+        size, etag = version
+        on_progress(0, 1, f"fetching {file.name} ({size_text(size)})")
+        download_files(bucket, [Download(location.key(*file.name.split("/")), target, etag=etag, size=size)])
+        return {"from": self.uri, "etag": etag}
 
 
 @dataclass(frozen=True)
@@ -219,7 +227,7 @@ class WebSource:
 
     base: str | None
 
-    def copy(self, file: WeightFile, target: Path, on_progress: OnProgress) -> bool:
+    def copy(self, file: WeightFile, target: Path, on_progress: OnProgress) -> dict[str, str] | None:
         """Download a file, or what an earlier attempt has not got of it."""
         url = file.bundle.url(file.path) if self.base is None else f"{self.base}/{file.name}"
         host = urlsplit(url).hostname
@@ -229,7 +237,7 @@ class WebSource:
             on_progress(done, max(size, done, 1), f"fetching {file.name} ({size_text(size)})")
 
         try:
-            return download(url, target, on_bytes)
+            return {} if download(url, target, on_bytes) else None
         except urllib.error.HTTPError as error:
             raise _unreachable(file, host, f"it answered {error.code}") from error
         except CutError as error:
@@ -249,20 +257,47 @@ def licence_error(bundles: Sequence[Bundle]) -> ValidationFailedError:
     )
 
 
+def _accept(folder: WeightsFolder, lock: WeightsLock, *, accept_licence: bool) -> None:
+    """Note that the licences which restrict use are accepted.
+
+    Raises:
+        ValidationFailedError: One is not.
+    """
+    restricted = [bundle for bundle in folder.bundles() if bundle.restricted and bundle.source not in lock.accepted]
+    if restricted and not accept_licence:
+        raise licence_error(restricted)
+    lock.accepted += [bundle.source for bundle in restricted]
+
+
 def _bring(
-    file: WeightFile, sources: Sequence[WeightSource], folder: WeightsFolder, on_progress: OnProgress
-) -> tuple[Path, str]:
-    """Bring a file from the first place that has it; return where it is now and its checksum."""
+    file: WeightFile,
+    sources: Sequence[WeightSource],
+    folder: WeightsFolder,
+    lock: WeightsLock,
+    on_progress: OnProgress,
+) -> None:
+    """Bring a file from the first place that has it, and record it."""
     target = folder.root / file.name
-    if not any(source.copy(file, target, on_progress) for source in sources):
+    origins = (source.copy(file, target, on_progress) for source in sources)
+    origin = next((origin for origin in origins if origin is not None), None)
+    if origin is None:
         raise _nowhere(file)
     forget_beginning(target)
-    sha256 = sha256_of(target)
-    size = target.stat().st_size
-    if file.size not in (None, size) or file.sha256 not in (None, sha256):
+    facts, sha256 = target.stat(), sha256_of(target)
+    if file.size not in (None, facts.st_size) or file.sha256 not in (None, sha256):
         target.unlink()
-        raise invalid_error([{"file": file.name, "message": f"{size} bytes that are not the published ones"}])
-    return target, sha256
+        raise invalid_error([{"file": file.name, "message": f"{facts.st_size} bytes that are not the published ones"}])
+    lock.record(file, facts, sha256, origin)
+    lock.write()
+
+
+def _renew(
+    file: WeightFile, source: BucketSource, folder: WeightsFolder, lock: WeightsLock, on_progress: OnProgress
+) -> None:
+    """Bring a file unless what is here is what the store has."""
+    known, version = lock.files.get(file.name, {}), source.version(file)
+    if folder.find(file) is None or version is None or version != (known.get("size"), known.get("etag")):
+        _bring(file, [source], folder, lock, on_progress)
 
 
 def _nowhere(file: WeightFile) -> WeightsMissingError:

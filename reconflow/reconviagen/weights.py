@@ -1,14 +1,15 @@
 """Which files the published model consists of, where they lie in a folder, and what is known of them.
 
-Sizes and licences are what their sources state. What is recorded of files is in `weights_record`, how they get here in
-`weight_sources`, what is in them in `checkpoints`.
+Licences are what their sources state, and so are sizes and checksums; where nobody states one, there is none here.
+What is recorded of files is in `weights_record`, how they get here in `weight_sources`, what is in them in
+`checkpoints`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -82,6 +83,9 @@ DINOV2: Final = Bundle(
 )
 BUNDLES: Final = (GENERATOR, VGGT, DINOV2)
 _TRELLIS: Final = "microsoft/TRELLIS-image-large"
+_LONGEST_NAME: Final = 100
+"""Characters between two slashes of a network's place, so that every system can have a file of that name."""
+_DEEPEST: Final = 8
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,8 @@ class WeightFile:
         bundle: What it belongs to.
         path: In the bundle, with forward slashes.
         about_bytes: Its size, roughly, for people.
-        size: Its size where the source states it exactly.
-        sha256: Where the source states it; None for every file today.
+        size: Its size where the source states it exactly; None for every file today.
+        sha256: Likewise.
     """
 
     bundle: Bundle
@@ -111,7 +115,7 @@ class WeightFile:
 PIPELINE_FILE: Final = WeightFile(GENERATOR, "pipeline.json", 3_000)
 VGGT_CONFIG: Final = WeightFile(VGGT, "config.json", 1_000)
 VGGT_FILE: Final = WeightFile(VGGT, "model.safetensors", 5_026_400_000)
-DINOV2_FILE: Final = WeightFile(DINOV2, "dinov2_vitl14_reg4_pretrain.pth", 1_217_607_321, size=1_217_607_321)
+DINOV2_FILE: Final = WeightFile(DINOV2, "dinov2_vitl14_reg4_pretrain.pth", 1_217_600_000)
 _PUBLISHED: Final[Mapping[str, tuple[str, int]]] = {
     "sparse_structure_vggt_cond": ("ckpts/ss_vggt_cond", 176_340_384),
     "slat_vggt_cond": ("ckpts/slat_vggt_cond", 25_174_768),
@@ -121,7 +125,7 @@ _PUBLISHED: Final[Mapping[str, tuple[str, int]]] = {
     "slat_decoder_gs": ("ckpts/slat_dec_gs_swin8_B_64l8gs32_fp16", 171_450_952),
     "slat_decoder_mesh": ("ckpts/slat_dec_mesh_swin8_B_64l8m256c_fp16", 181_903_412),
 }
-"""The stem of each network's files where the published `pipeline.json` places it, and the size of its weights."""
+"""The stem of each network's files where the published `pipeline.json` places it, and about the size of its weights."""
 
 
 def network_files(stem: str, about_bytes: int = 0) -> tuple[WeightFile, WeightFile]:
@@ -131,7 +135,8 @@ def network_files(stem: str, about_bytes: int = 0) -> tuple[WeightFile, WeightFi
         WeightsInvalidError: The stem leads out of its folder.
     """
     parts = stem.split("/")
-    if not stem.isprintable() or any(part in ("", ".", "..") for part in parts) or "\\" in stem or ":" in stem:
+    names = all(part not in ("", ".", "..") and len(part) <= _LONGEST_NAME for part in parts)
+    if not names or len(parts) > _DEEPEST or not (stem.isascii() and stem.isprintable()) or "\\" in stem or ":" in stem:
         raise WeightsInvalidError(
             f"pipeline.json places a network at {stem[:100]!r}, which is no path below the weights.",
             suggestion="Fetch the published pipeline.json again.",
@@ -150,11 +155,13 @@ def _other_repository(repository: str) -> Bundle:
     name = repository.split("/")[1]
     if repository == _TRELLIS:
         return Bundle(name, "TRELLIS", repository, "MIT")
-    return Bundle(name, name, repository, "unknown here; read its page", restricted=True)
+    return Bundle(repository.replace("/", "--"), name, repository, "unknown here; read its page", restricted=True)
 
 
 class WeightsFolder:
     """A local folder with weights: one folder per bundle, or caches of Hugging Face and torch hub as they are.
+
+    All files of a repository are taken from one place, so that those of two revisions are never combined.
 
     Args:
         root: The folder; it need not exist.
@@ -165,7 +172,8 @@ class WeightsFolder:
 
     def find(self, file: WeightFile) -> Path | None:
         """Return where a file is; None when it is nowhere here."""
-        return next((path for path in self._candidates(file) if path.is_file()), None)
+        paths = (place / file.path for place in self._places(file.bundle))
+        return next((path for path in paths if path.is_file()), None)
 
     def need(self, file: WeightFile) -> Path:
         """Return where a file is.
@@ -197,7 +205,7 @@ class WeightsFolder:
         stem, about = _PUBLISHED[role]
         placed = self.find(PIPELINE_FILE)
         if placed is not None:
-            models = read_json(placed, PIPELINE_FILE).get("args", {}).get("models", {})
+            models = read_pipeline(placed)["models"]
             if not isinstance(models.get(role), str):
                 raise WeightsInvalidError(
                     f"pipeline.json places no {role}.",
@@ -215,22 +223,52 @@ class WeightsFolder:
         """Return what the files come from, each once."""
         return list(dict.fromkeys(file.bundle for file in self.files()))
 
-    def _candidates(self, file: WeightFile) -> Iterator[Path]:
-        bundle = file.bundle
-        yield self.root / bundle.name / file.path
-        if bundle.is_repository:
-            cached = self.root / f"models--{bundle.source.replace('/', '--')}" / "snapshots"
-            yield cached / bundle.revision / file.path
-            yield from sorted(folder / file.path for folder in cached.glob("*"))
-        else:
-            yield self.root / "checkpoints" / file.path
-        if not bundle.is_repository or self._is_snapshot_of(bundle):
-            yield self.root / file.path
+    def note(self, bundle: Bundle) -> str | None:
+        """Say so when a bundle lies in a snapshot of Hugging Face that is not known to be the revision meant."""
+        place = next(iter(self._places(bundle)), None)
+        if not bundle.is_repository or place is None or place.parent.name != "snapshots":
+            return None
+        if place.name in (bundle.revision, _referenced(place.parent.parent, bundle.revision)):
+            return None
+        return (
+            f"{bundle.title} is of the snapshot {place.name} of {bundle.source}, which is not known to be its revision "
+            f"{bundle.revision}."
+        )
+
+    def _places(self, bundle: Bundle) -> list[Path]:
+        """Return the folders that a bundle's files are looked for in; of a repository at most one."""
+        own, snapshot = self.root / bundle.name, self._snapshot(bundle)
+        if not bundle.is_repository:
+            return [own, self.root / "checkpoints", self.root]
+        if own.is_dir():
+            return [own]
+        if snapshot is not None:
+            return [snapshot]
+        return [self.root] if self._is_snapshot_of(bundle) else []
+
+    def _snapshot(self, bundle: Bundle) -> Path | None:
+        """Return the snapshot of a repository in a cache: of the revision meant, else of `main`, else the newest."""
+        cached = self.root / f"models--{bundle.source.replace('/', '--')}"
+        for revision in (bundle.revision, "main"):
+            for name in (revision, _referenced(cached, revision)):
+                if name is not None and (cached / "snapshots" / name).is_dir():
+                    return cached / "snapshots" / name
+        folders = [folder for folder in cached.glob("snapshots/*") if folder.is_dir()]
+        return max(folders, key=lambda folder: (folder.stat().st_mtime_ns, folder.name), default=None)
 
     def _is_snapshot_of(self, bundle: Bundle) -> bool:
         """Whether the folder itself is one repository's: of the two, only the generator's has a `pipeline.json`."""
         is_generator = (self.root / "pipeline.json").is_file()
         return is_generator if bundle.name == GENERATOR.name else bundle.name == VGGT.name and not is_generator
+
+
+def _referenced(cached: Path, revision: str) -> str | None:
+    """Return the commit that a cache of Hugging Face has noted for a revision."""
+    try:
+        commit = (cached / "refs" / revision).read_text("utf-8").strip()
+    except (OSError, ValueError):
+        return None
+    return commit if commit.isalnum() else None
 
 
 def digest_of(checksums: Mapping[str, str]) -> str:
@@ -247,10 +285,22 @@ def read_json(path: Path, file: WeightFile) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise invalid_error([fault(file, "this is no JSON")]) from error
     if not isinstance(content, dict):
         raise invalid_error([fault(file, "this is no JSON object")])
+    return content
+
+
+def read_pipeline(path: Path) -> dict[str, Any]:
+    """Read `args` of `pipeline.json`; its `models` is an object.
+
+    Raises:
+        WeightsInvalidError: They are no such thing.
+    """
+    content = read_json(path, PIPELINE_FILE).get("args")
+    if not isinstance(content, dict) or not isinstance(content.get("models"), dict):
+        raise invalid_error([fault(PIPELINE_FILE, "it has no args with models")])
     return content
 
 

@@ -20,6 +20,7 @@ from reconflow.outputs.files import sha256_of, write_json
 from reconflow.progress import OnProgress, ignore_progress
 from reconflow.reconviagen.weights import (
     LOCK_NAME,
+    Bundle,
     WeightFile,
     WeightsFolder,
     digest_of,
@@ -37,7 +38,7 @@ class WeightsLock:
     Attributes:
         root: The folder.
         files: Per file `sha256`, `size` and `mtime_ns` at its recording; of those from an object store `from` and
-            `etag` as well.
+            `etag` as well, of those that may be of another revision than is meant a `note`.
         accepted: Sources whose restricting licences were accepted.
     """
 
@@ -162,9 +163,23 @@ def read_lock(folder: WeightsFolder) -> WeightsLock:
     return WeightsLock.read(folder.root)
 
 
+def revision_notes(folder: WeightsFolder) -> dict[Bundle, str]:
+    """Say which bundles are not known to be of the revision meant, where they are or where they were copied from.
+
+    Raises:
+        WeightsInvalidError: The record or `pipeline.json` is damaged.
+    """
+    lock, notes = read_lock(folder), dict[Bundle, str]()
+    for file in folder.files():
+        note = folder.note(file.bundle) or lock.files.get(file.name, {}).get("note")
+        if note is not None and folder.find(file) is not None:
+            notes.setdefault(file.bundle, note)
+    return notes
+
+
 def folder_state(folder: WeightsFolder) -> list[dict[str, Any]]:
     """Tell of every bundle what is there, as JSON-able rows: files, those missing, bytes, licence, what is recorded."""
-    files, lock, rows = folder.files(), read_lock(folder), []
+    files, lock, notes, rows = folder.files(), read_lock(folder), revision_notes(folder), []
     for bundle in dict.fromkeys(file.bundle for file in files):
         own = [file for file in files if file.bundle == bundle]
         found = {file.name: path for file in own if (path := folder.find(file)) is not None}
@@ -181,6 +196,8 @@ def folder_state(folder: WeightsFolder) -> list[dict[str, Any]]:
                 "about_bytes": sum(file.about_bytes for file in own),
                 "recorded": sum(name in lock.files for name in found),
                 "accepted": bundle.source in lock.accepted,
+                "from": sorted({lock.files[name]["from"] for name in found if "from" in lock.files.get(name, {})}),
+                "note": notes.get(bundle),
             }
         )
     return rows
@@ -212,8 +229,9 @@ def _read_record(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
 def _is_entry(facts: object) -> bool:
     if not isinstance(facts, dict):
         return False
-    numbers, texts = ("size", "mtime_ns"), [facts.get("sha256"), facts.get("from", ""), facts.get("etag", "")]
-    return all(isinstance(facts.get(name), int) for name in numbers) and all(isinstance(text, str) for text in texts)
+    texts = [facts.get("sha256"), *(facts.get(name, "") for name in ("from", "etag", "note"))]
+    numbers = [facts.get(name) for name in ("size", "mtime_ns")]
+    return all(isinstance(text, str) for text in texts) and all(isinstance(number, int) for number in numbers)
 
 
 def _machine_record(root: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
+from flows import cli
 from reconflow.errors import (
     IncompleteResultsError,
     ReconflowError,
@@ -39,7 +41,9 @@ from reconflow.reconviagen.sampling import SamplerSettings
 from reconflow.reconviagen.vggt_aggregator import VGGT
 from reconflow.reconviagen.weight_sources import fetch_weights, open_source, resolve_weights
 from reconflow.reconviagen.weights import (
+    DINOV2,
     DINOV2_FILE,
+    GENERATOR,
     LOCK_NAME,
     WeightFile,
     WeightsFolder,
@@ -64,9 +68,6 @@ def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "DinoVisionTransformer", partial(DinoVisionTransformer, **sizes, depth=2))
     vggt = partial(VGGT, depth=24, num_heads=2, mlp_ratio=2.0, vit_depth=1, vit_num_heads=2, vit_mlp_ratio=2.0)
     monkeypatch.setattr(networks, "VGGT", vggt)
-    unsized = WeightFile(DINOV2_FILE.bundle, DINOV2_FILE.path, DINOV2_FILE.about_bytes)
-    for module in ("weights", "networks"):
-        monkeypatch.setattr(f"reconflow.reconviagen.{module}.DINOV2_FILE", unsized)
 
 
 @pytest.fixture(scope="module")
@@ -348,6 +349,64 @@ def test_weights_are_taken_from_caches_and_single_snapshots(published: Path, tmp
     assert len(report.fetched) == 18
 
 
+COMMITS = {"trellis-vggt-v0-2": "a" * 40, "vggt-object-v0-1": "b" * 40}
+
+
+def add_snapshot(root: Path, published: Path, bundle: str, commit: str, *without: str) -> Path:
+    """Add to a cache of Hugging Face a snapshot that is a copy of what is published, but for some files."""
+    snapshot = root / f"models--Stable-X--{bundle}" / "snapshots" / commit
+    shutil.copytree(published / bundle, snapshot)
+    for name in without:
+        (snapshot / name).unlink()
+    return snapshot
+
+
+@pytest.fixture
+def hub(published: Path, tmp_path: Path) -> Path:
+    """A cache of Hugging Face with an older snapshot of each repository, and torch hub's file."""
+    root = tmp_path / "hub"
+    for bundle, commit in COMMITS.items():
+        add_snapshot(root, published, bundle, commit)
+    (root / "checkpoints").mkdir()
+    (root / "checkpoints" / DINOV2_FILE.path).symlink_to(published / "dinov2" / DINOV2_FILE.path)
+    return root
+
+
+def test_the_snapshot_of_the_revision_meant_is_taken_whatever_else_is_there(hub: Path, published: Path) -> None:
+    pinned = add_snapshot(hub, published, "trellis-vggt-v0-2", GENERATOR.revision)
+    main = add_snapshot(hub, published, "vggt-object-v0-1", "c" * 40)
+    (main.parents[1] / "refs").mkdir()
+    (main.parents[1] / "refs" / "main").write_text("c" * 40, "utf-8")
+    folder = WeightsFolder(hub)
+    places = {folder.need(file).relative_to(hub).parts[2] for file in folder.files() if file.bundle != DINOV2}
+    assert places == {pinned.name, main.name}
+    assert [row["note"] for row in folder_state(folder)] == [None, None, None]
+    assert PublishedNetworks(folder).notes == ()
+
+
+def test_files_of_two_snapshots_are_never_combined(hub: Path, published: Path, tmp_path: Path) -> None:
+    add_snapshot(hub, published, "trellis-vggt-v0-2", GENERATOR.revision, STEM.format("slat_vggt_cond.safetensors"))
+    folder = WeightsFolder(hub)
+    assert [file.path for file in folder.missing()] == [STEM.format("slat_vggt_cond.safetensors")]
+    report = fetch_weights([str(published)], hub, accept_licence=True)  # all of that repository, to one folder
+    assert len([name for name in report.fetched if name.startswith("trellis-vggt-v0-2/")]) == 15
+    assert len(report.fetched) == 15
+    assert folder.missing() == []
+
+
+def test_another_snapshot_than_the_one_meant_is_noted_and_stays_noted_in_a_copy(hub: Path, tmp_path: Path) -> None:
+    folder, into = WeightsFolder(hub), tmp_path / "into"
+    notes = PublishedNetworks(folder).notes
+    assert f"snapshot {'a' * 40}" in notes[0]
+    assert GENERATOR.revision in notes[0]
+    assert f"snapshot {'b' * 40}" in notes[1]
+    assert [row["note"] for row in folder_state(folder)] == [*notes, None]
+    assert fetch_weights([str(hub)], into, accept_licence=True).notes == notes
+    assert PublishedNetworks(WeightsFolder(into)).notes == notes
+    shown = CliRunner().invoke(cli.app, ["weights", "status", "--into", str(into)], env={"COLUMNS": "400"})
+    assert f"Note: {notes[0]}" in shown.stdout
+
+
 def test_what_is_missing_is_said_with_size_licence_and_source(published: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsMissingError) as caught:
         PublishedNetworks(WeightsFolder(tmp_path))
@@ -358,11 +417,28 @@ def test_what_is_missing_is_said_with_size_licence_and_source(published: Path, t
     assert "--from" in caught.value.suggestion
 
 
+def test_no_size_is_stated_that_nobody_knows_exactly(copy: Path) -> None:
+    assert [file.name for file in WeightsFolder(copy).files() if file.size is not None or file.sha256 is not None] == []
+
+
+@pytest.mark.parametrize("stated", [{"size": 3}, {"sha256": "0" * 64}])
+def test_a_size_or_checksum_that_a_source_states_is_compared(
+    published: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stated: dict[str, Any]
+) -> None:
+    known = WeightFile(DINOV2, DINOV2_FILE.path, 3, **stated)
+    monkeypatch.setattr("reconflow.reconviagen.weights.DINOV2_FILE", known)
+    with pytest.raises(WeightsInvalidError, match="dinov2"):
+        check_files(WeightsFolder(copy))
+    with pytest.raises(WeightsInvalidError, match="not the published ones"):
+        fetch_weights([str(published)], tmp_path / "into", accept_licence=True)
+
+
 def test_a_network_may_lie_in_another_repository_but_never_outside() -> None:
     (configuration, weights) = network_files("microsoft/TRELLIS-image-large/ckpts/ss_dec")
     assert (configuration.name, weights.path) == ("TRELLIS-image-large/ckpts/ss_dec.json", "ckpts/ss_dec.safetensors")
     assert weights.bundle.licence == "MIT"
     assert network_files("somebody/weights/ckpts/x")[0].bundle.restricted
+    assert network_files("somebody/dinov2/ckpts/x")[0].bundle.name != DINOV2.name
     for stem in ("../../etc/passwd", "/etc/passwd", "ckpts/../../x", "c:/x", "ckpts\\x", ""):
         with pytest.raises(WeightsInvalidError):
             network_files(stem)
@@ -422,23 +498,21 @@ def test_a_web_server_that_is_not_there_is_unreachable_and_other_schemes_are_ref
 
 
 def test_the_commands_fetch_verify_and_show(published: Path, tmp_path: Path) -> None:
-    from flows.cli import app
-
     into, runner = str(tmp_path / "weights"), CliRunner()
-    refused = runner.invoke(app, ["weights", "fetch", "--from", str(published), "--into", into])
+    refused = runner.invoke(cli.app, ["weights", "fetch", "--from", str(published), "--into", into])
     assert refused.exit_code == 1
     assert "--accept-licence" in refused.stderr
-    fetched = runner.invoke(app, ["weights", "fetch", "--from", str(published), "--into", into, "--accept-licence"])
+    fetched = runner.invoke(cli.app, ["weights", "fetch", "--from", str(published), "--into", into, "--accept-licence"])
     assert fetched.exit_code == 0, fetched.stderr
     assert "Meta's VGGT licence" in fetched.stderr
-    verified = runner.invoke(app, ["weights", "verify", "--into", into, "--json"])
+    verified = runner.invoke(cli.app, ["weights", "verify", "--into", into, "--json"])
     assert len(json.loads(verified.stdout)["files"]) == 18
-    status = runner.invoke(app, ["weights", "status", "--into", into, "--json"])
+    status = runner.invoke(cli.app, ["weights", "status", "--into", into, "--json"])
     rows = json.loads(status.stdout)["bundles"]
     assert [row["missing"] for row in rows] == [[], [], []]
     assert [row["accepted"] for row in rows] == [False, True, False]
-    assert runner.invoke(app, ["weights", "status", "--into", into]).exit_code == 0
-    empty = runner.invoke(app, ["weights", "verify", "--into", str(tmp_path / "empty")])
+    assert runner.invoke(cli.app, ["weights", "status", "--into", into]).exit_code == 0
+    empty = runner.invoke(cli.app, ["weights", "verify", "--into", str(tmp_path / "empty")])
     assert empty.exit_code == 1
     assert "WEIGHTS_MISSING" in empty.stderr
 

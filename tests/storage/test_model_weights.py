@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from reconflow.errors import StorageRefusedError, WeightsMissingError
+from flows.cli import app
+from reconflow.errors import StorageRefusedError, StorageUnreachableError, WeightsMissingError
 from reconflow.outputs.files import sha256_of
 from reconflow.reconviagen.weight_sources import fetch_weights, resolve_weights
 from reconflow.reconviagen.weights import LOCK_NAME, PIPELINE_ROLES, Bundle, WeightFile, WeightsFolder, digest_of
-from reconflow.reconviagen.weights_record import check_files
+from reconflow.reconviagen.weights_record import check_files, folder_state
 from reconflow.storage import open_bucket
 from reconflow.storage.transfer import Upload, upload_files
 
@@ -48,12 +50,44 @@ def test_weights_come_from_an_object_store_to_a_folder(place: str, tmp_path: Pat
 
 
 def test_a_run_uses_weights_of_an_object_store_from_the_cache(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = resolve_weights(place)
+    fetched: list[str] = []
+
+    def on_progress(step: int, total: int, message: str) -> None:
+        fetched.append(message)
+
+    first = resolve_weights(place, on_progress)
     assert first.missing() == []
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nothing is asked for a second time
-    second = resolve_weights(f"{place}/")
+    assert len(fetched) == 18
+    second = resolve_weights(f"{place}/", on_progress)
+    assert len(fetched) == 18  # nothing is fetched a second time
     assert second.root == first.root
     assert len(digest_of(check_files(second))) == 64
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(StorageUnreachableError):  # what is there now is not known
+        resolve_weights(place)
+
+
+def test_a_file_that_was_replaced_in_the_object_store_is_fetched_again(place: str) -> None:
+    folder = resolve_weights(place)
+    before = check_files(folder)
+    location, store = open_bucket(place)
+    store.put(location.key("vggt-object-v0-1", "config.json"), b"vggt-object-v0-1/CONFIG.json")  # of the same size
+    after = check_files(resolve_weights(place))
+    assert {name for name in before if before[name] != after[name]} == {"vggt-object-v0-1/config.json"}
+    store.delete([location.key("dinov2", "x.pth")])
+    with pytest.raises(WeightsMissingError):
+        resolve_weights(place)
+
+
+def test_a_use_from_an_object_store_accepts_no_licence_and_says_where_the_files_are_from(place: str) -> None:
+    folder = resolve_weights(place)
+    rows = folder_state(folder)
+    assert [row["accepted"] for row in rows] == [False, False, False]
+    assert [row["from"] for row in rows] == [[place]] * 3
+    shown = CliRunner().invoke(app, ["weights", "status", "--into", str(folder.root)], env={"COLUMNS": "400"})
+    assert "(not accepted here)" in shown.stdout
+    assert f"from {place}" in shown.stdout
 
 
 def test_a_prefix_without_weights_is_missing_and_a_bucket_that_is_not_there_is_refused(
