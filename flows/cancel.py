@@ -9,7 +9,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Failed
+from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.cancellation import CancellationDesk
@@ -61,15 +61,15 @@ def name_run() -> str:
     result_serializer="json",
     persist_result=False,
 )
-def cancel(params: CancelRequest) -> dict[str, Any] | State[Any]:
+def cancel(params: CancelRequest) -> State[Any]:
     """Do one step of a cancellation.
 
     Args:
         params: Which run, which step, who and why.
 
     Returns:
-        A `CancellationAnswer`; a step that cannot be done is a failed state whose message holds code, message and
-        suggestion.
+        A state whose name and message are the answer and whose data is a `CancellationAnswer`; a step that cannot be
+        done is a failed state whose message holds code, message and suggestion.
     """
     logger = get_run_logger()
     try:
@@ -81,7 +81,7 @@ def cancel(params: CancelRequest) -> dict[str, Any] | State[Any]:
         return Failed(message=text, data=error)
     logger.info("%s: %s", answer.outcome, answer.message)
     _show(_page(answer))
-    return answer.model_dump(mode="json")
+    return Completed(name=answer.outcome.value, message=answer.message, data=answer.model_dump(mode="json"))
 
 
 def do_step(client: SyncPrefectClient, step: CancelRequest) -> CancellationAnswer:
@@ -100,11 +100,10 @@ def do_step(client: SyncPrefectClient, step: CancelRequest) -> CancellationAnswe
     if not step.confirm:
         return desk.request(run, step.by, step.reason, discard_results=step.discard_results)
     answer = desk.confirm(run, step.by)
-    if answer.outcome is not Outcome.CANCELLED:
+    if answer.outcome not in (Outcome.CANCELLED, Outcome.FORCED):
         return answer
-    return answer.model_copy(
-        update={"message": " ".join([answer.message, *_clean_up(client.read_flow_run(run.id), answer)])}
-    )
+    left = _clean_up(client.read_flow_run(answer.flow_run_id), answer)
+    return answer.model_copy(update={"message": " ".join([answer.message, *left])})
 
 
 def _clean_up(flow_run: FlowRun, answer: CancellationAnswer) -> list[str]:

@@ -58,7 +58,7 @@ class PendingCancellation(BaseModel, frozen=True, extra="forbid"):
 
 def requested(run: FlowRun, record: CancellationRecord) -> CancellationAnswer:
     """Answer whoever made the request that now stands."""
-    text = f"The cancellation is requested; the run goes on. Confirm it before {clock_text(record.expires_at)}."
+    text = f"The cancellation is requested; {_meanwhile(run)}. Confirm it before {clock_text(record.expires_at)}."
     return _answer(Outcome.REQUESTED, run, record, text, valid_until=record.expires_at)
 
 
@@ -66,7 +66,7 @@ def already_requested(run: FlowRun, record: CancellationRecord) -> CancellationA
     """Answer whoever comes after somebody else's request, or repeats the own one."""
     text = (
         f"{record.by} requested the cancellation already, at {clock_text(record.requested_at)} ({record.reason}); "
-        f"the run goes on. Confirm it before {clock_text(record.expires_at)}."
+        f"{_meanwhile(run)}. Confirm it before {clock_text(record.expires_at)}."
     )
     return _answer(Outcome.ALREADY_REQUESTED, run, record, text, valid_until=record.expires_at)
 
@@ -108,6 +108,12 @@ def ended(run: FlowRun, record: CancellationRecord, *, forced: bool, seconds: fl
 def clock_text(time: datetime) -> str:
     """Return a time for people."""
     return f"{time.astimezone(UTC):%H:%M:%S} UTC"
+
+
+def _meanwhile(run: FlowRun) -> str:
+    """Say what becomes of a run while its cancellation waits to be confirmed."""
+    has_ended = run.state is not None and run.state.is_final()
+    return "the run has crashed and may be started again until then" if has_ended else "the run goes on"
 
 
 def _answer(

@@ -18,16 +18,22 @@ import prefect.runtime.flow_run
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.states import Completed, Failed
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Cancelled, Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.attempts import (
+    ATTEMPT_TAG,
+    FIRST_ATTEMPT_LABEL,
+    MAX_ATTEMPTS,
+    attempt_of,
+    first_attempt_of,
+    reason_to_leave_alone,
+    successor_key,
+)
 from flows.run_ids import find_flow_run, shown_id
-from reconflow import errors
 from reconflow.errors import ReconflowError
 
-MAX_ATTEMPTS: Final = 3
-ATTEMPT_TAG: Final = "attempt-"
 RECOVERY_LABEL: Final = "reconflow.recovery"
 SETTLE_S: Final = 15.0
 """How long a crash has to be the last word; second reports were seen 3 to 8 s after the first."""
@@ -141,47 +147,14 @@ def recover_run(
     new = _start_again(client, flow_run, attempt + 1, token)
     if new.labels.get(RECOVERY_LABEL) != token:
         return report(RecoveryOutcome.ALREADY_RECOVERED, "Another recovery has started this run again already.", new)
+    # Who confirms a cancellation looks for a new run after the old one is marked; so one of the two sees the other.
+    why_not = reason_to_leave_alone(client.read_flow_run(flow_run.id), client.read_flow_run_states(flow_run.id))
+    if why_not is not None:
+        client.set_flow_run_state(new.id, Cancelled(message=why_not))
+        return report(RecoveryOutcome.LEFT_ALONE, why_not)
     return report(
         RecoveryOutcome.RECOVERED, f"The run was started again, attempt {attempt + 1} of {MAX_ATTEMPTS}.", new
     )
-
-
-def attempt_of(flow_run: FlowRun) -> int:
-    """Return which attempt a run is; 1 for one that is no recovery."""
-    numbers = [tag.removeprefix(ATTEMPT_TAG) for tag in flow_run.tags if tag.startswith(ATTEMPT_TAG)]
-    return max((int(number) for number in numbers if number.isdecimal()), default=1)
-
-
-def reason_to_leave_alone(flow_run: FlowRun, history: list[State[Any]]) -> str | None:
-    """Return why a run must not be started again, in a sentence; None when it should be.
-
-    Args:
-        flow_run: The run.
-        history: All states that it has had.
-    """
-    state, types = flow_run.state, {state.type for state in history}
-    if state is None or not state.is_final():
-        return "The run is at work, so there is nothing to recover."
-    if state.is_completed():
-        return "The run has completed, so there is nothing to recover."
-    if StateType.CANCELLING in types:
-        return "The run was cancelled; cancelled runs are not started again by themselves."
-    if state.is_cancelled() and StateType.CRASHED not in types:
-        return "The run was cancelled before it began; cancelled runs are not started again by themselves."
-    if state.is_failed() and not _is_retryable(state.message or ""):
-        return (
-            f"The run failed for a reason that does not pass by itself ({(state.message or 'unknown').split(':')[0]})."
-        )
-    if flow_run.deployment_id is None:
-        return "The run belongs to no deployment; repeat the command that started it."
-    return None
-
-
-def _is_retryable(message: str) -> bool:
-    """Tell whether the code at the beginning of a failed run's message is one whose cause may pass by itself."""
-    code = message.split(":")[0]
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ReconflowError)]
-    return any(kind.retryable for kind in kinds if kind.code == code)
 
 
 def _wait_until_settled(
@@ -207,8 +180,8 @@ def _start_again(client: SyncPrefectClient, flow_run: FlowRun, attempt: int, tok
         flow_run.deployment_id,
         parameters=flow_run.parameters,
         tags=[*kept, f"{ATTEMPT_TAG}{attempt}"],
-        idempotency_key=f"recover-{flow_run.id}",
+        idempotency_key=successor_key(flow_run.id),
         work_queue_name=flow_run.work_queue_name,
         job_variables=flow_run.job_variables,
-        labels={RECOVERY_LABEL: token},
+        labels={RECOVERY_LABEL: token, FIRST_ATTEMPT_LABEL: str(first_attempt_of(flow_run))},
     )

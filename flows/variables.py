@@ -6,8 +6,11 @@ updating are not.
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any, Final
+from uuid import UUID
 
+from httpx import HTTPStatusError
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import Variable
 from prefect.exceptions import ObjectNotFound
@@ -37,3 +40,12 @@ def delete_variable(client: SyncPrefectClient, name: str) -> None:
         client.delete_variable_by_name(name)
     except ObjectNotFound:
         return
+
+
+def delete_variable_by_id(client: SyncPrefectClient, variable_id: UUID) -> None:
+    """Delete this very variable, never another of the same name; one that is gone already is as good."""
+    try:
+        client.request("DELETE", "/variables/{id}", path_params={"id": str(variable_id)})
+    except HTTPStatusError as error:
+        if error.response.status_code != HTTPStatus.NOT_FOUND:
+            raise

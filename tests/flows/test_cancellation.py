@@ -291,3 +291,43 @@ def test_leftovers_are_swept_and_what_waits_is_listed(
     assert len(records_of(client, waiting)) == 1
     assert client.read_variable_by_name("cancel-culture") is not None
     client.delete_variable_by_name("cancel-culture")
+
+
+@pytest.mark.parametrize("step", ["request", "confirm"])
+def test_who_comes_late_to_an_expired_request_does_not_delete_the_one_that_took_its_place(
+    desk: CancellationDesk, client: SyncPrefectClient, clock: Clock, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    from flows.cancellation import CancellationDesk
+
+    run = make_run(client)
+    desk.request(run, "ada", "old")
+    clock.time += timedelta(hours=1)
+    send, told = client.request, list[str]()
+
+    def overtaken(method: Any, *arguments: Any, **options: Any) -> Any:
+        if method == "DELETE" and not told:
+            with get_client(sync_client=True, httpx_settings={"timeout": 33.0}) as own:
+                told.append(CancellationDesk(own, clock).request(run, "bob", "young").outcome)
+        return send(method, *arguments, **options)
+
+    monkeypatch.setattr(client, "request", overtaken)
+    if step == "request":
+        told.append(desk.request(run, "carol", "late").outcome)
+    else:
+        with pytest.raises(CancellationExpiredError):
+            desk.confirm(run, "carol")
+        told.append(desk.request(run, "carol", "late").outcome)
+    assert told == ["requested", "already-requested"]
+
+
+def test_a_request_for_a_run_that_is_being_stopped_is_told_so(
+    desk: CancellationDesk, client: SyncPrefectClient
+) -> None:
+    from prefect.states import Cancelling
+
+    run = make_run(client)
+    client.set_flow_run_state(run.id, Cancelling())
+    assert desk.request(run, "ada", "too slow").outcome == "already-confirmed"
+    assert records_of(client, run) == []

@@ -11,6 +11,7 @@ import pytest
 from server_objects import latest_artifact, make_run, state_of
 
 from reconflow.outputs.package import RunStatus
+from tests.support.s3_server import running_s3_server
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -36,10 +37,14 @@ def test_the_form_does_both_steps_and_shows_what_came_of_them(client: SyncPrefec
     run = make_run(client, Scheduled(), tags=("run-form0001",))
     first = run_step(run="form0001", reason="not needed")
     assert first.result()["outcome"] == "requested"
+    assert (first.type.value, first.name) == ("COMPLETED", "requested")
+    assert "Confirm it before" in str(client.read_flow_run(first.state_details.flow_run_id).state.message)
     assert "**requested**: " in latest_artifact(client, "cancellation")["data"]
     assert client.read_flow_run(first.state_details.flow_run_id).name == "request cancellation · form0001"
     second = run_step(run=str(run.id), confirm=True)
     assert second.result()["outcome"] == "cancelled"
+    told = client.read_flow_run(second.state_details.flow_run_id).state
+    assert (told.name, told.message) == ("cancelled", "The run is cancelled.")
     assert "| reason | not needed |" in latest_artifact(client, "cancellation")["data"]
     assert state_of(client, run).is_cancelled()
 
@@ -73,11 +78,21 @@ def test_the_command_does_both_steps_and_lists_what_waits(client: SyncPrefectCli
     assert state_of(client, run).is_cancelled()
 
 
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits long for a run to stop."""
+    from flows.cancellation import CancellationDesk, utc_now
+
+    monkeypatch.setattr(CancellationDesk.__init__, "__defaults__", (utc_now, 0.5, 0.5, 0.0))
+
+
+@pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("discard", [False, True])
+@pytest.mark.parametrize(("state", "outcome"), [("Scheduled", "cancelled"), ("Running", "forced")])
 def test_finished_results_of_a_cancelled_run_stay_unless_asked_otherwise(
-    client: SyncPrefectClient, finished_store: tuple[Path, str], discard: bool
+    client: SyncPrefectClient, finished_store: tuple[Path, str], discard: bool, state: str, outcome: str
 ) -> None:
-    from prefect.states import Scheduled
+    from prefect import states
 
     from reconflow.errors import JobExpiredError
     from reconflow.storage import open_store
@@ -86,18 +101,44 @@ def test_finished_results_of_a_cancelled_run_stay_unless_asked_otherwise(
     run = client.create_flow_run(
         _reconstruct_flow(),
         parameters={"params": {"dataset": "d", "out": str(out)}},
-        state=Scheduled(),
+        state=getattr(states, state)(),
         tags=[f"run-{run_id}"],
     )
     (out / "runs" / run_id / ".mesh.glb.0.part").write_bytes(b"half")
     run_step(run=str(run.id), reason="wrong", discard_results=discard)
-    assert run_step(run=str(run.id), confirm=True).result()["outcome"] == "cancelled"
+    assert run_step(run=str(run.id), confirm=True).result()["outcome"] == outcome
     assert not list(out.rglob("*.part"))
     if discard:
         with pytest.raises(JobExpiredError, match="Cancelled by ada: wrong"):
             open_store(out).read_manifest(run_id)
     else:
         assert open_store(out).read_manifest(run_id).status is RunStatus.COMPLETED
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_what_a_machine_that_is_gone_had_sent_of_its_results_goes(
+    client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.states import Running
+
+    with running_s3_server() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("RECONFLOW_CACHE", str(tmp_path / "cache"))
+        bucket = server.new_bucket()
+        run = client.create_flow_run(
+            _reconstruct_flow(),
+            parameters={"params": {"dataset": "d", "out": f"s3://{bucket}/results"}},
+            state=Running(),
+            tags=["run-gone0001"],
+        )
+        server.put(bucket, "results/runs/gone0001/nvdiffrec/mesh.obj", b"half of the results")
+        server.client().create_multipart_upload(Bucket=bucket, Key="results/runs/gone0001/nvdiffrec/mesh.glb")
+        run_step(run="gone0001", reason="machine gone")
+        told = run_step(run="gone0001", confirm=True)
+        assert (told.name, state_of(client, run).name) == ("forced", "Cancelled")
+        assert server.keys(bucket, "results/runs/") == []
+        assert server.unfinished_uploads(bucket) == 0
 
 
 def _reconstruct_flow() -> Any:
