@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,10 +22,11 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from deployments.automations import define_automations, is_same
-from deployments.default_blocks import apply_blocks, has_destinations
+from deployments.default_blocks import BLOCK_TYPES, apply_blocks, has_destinations
 from deployments.desired import FILE_NAME, DeploymentFacts, desired_deployments, excerpt, existing_deployments
 from deployments.inventory import read_inventory, set_variable, write_inventory
 from deployments.pools import POOLS, create_pool, needs_update, pool_for, update_pool
+from deployments.removal import queues_of, remove
 from reconflow.errors import DeploymentFailedError
 
 POOL_VARIABLE: Final = "reconflow_pool"
@@ -35,7 +36,6 @@ UNKNOWN_DATASETS: Final = "datasets"
 """What the form shows until somebody says where the datasets are; the schedule rests as long."""
 NIGHTLY_DEPLOYMENT: Final = "reprocess/nightly"
 _SHOWN_LINES: Final = 12
-_REMOVABLE: Final = ("pool", "deployment", "automation")
 _UNKNOWN_ID: Final = UUID(int=0)
 """Stands for a deployment that a dry run would create."""
 
@@ -60,7 +60,7 @@ class Change:
     """One object, and what was done about it, or would be.
 
     Attributes:
-        kind: Of the object: `pool`, `variable`, `block`, `deployment`, `automation`.
+        kind: Of the object: `pool`, `queue`, `variable`, `block type`, `block`, `deployment`, `automation`.
         name: Of the object.
         action: `create`, `update`, `remove` or `keep`.
     """
@@ -87,22 +87,40 @@ def apply(client: SyncPrefectClient, root: Path, choices: Choices, *, dry_run: b
     """
     variables = _decide_variables(client, choices)
     desired = desired_deployments(root, variables)
-    inventory = read_inventory(client)
+    inventory, ours = read_inventory(client), _entries(desired, variables)
+    if not dry_run:  # noted before they exist, so that nothing is forgotten when this is interrupted
+        write_inventory(client, inventory | ours)
     changes = [*_apply_pools(client, dry_run=dry_run)]
     changes += _apply_variables(client, variables, dry_run=dry_run)
-    changes += (Change("block", name, action) for name, action in apply_blocks(client, dry_run=dry_run))
-    if not dry_run:  # noted before they exist, so that nothing is forgotten when this is interrupted
-        write_inventory(client, inventory | {f"deployment:{name}" for name in desired})
+    changes += _apply_blocks(client, dry_run=dry_run)
     changes += _apply_deployments(client, root, desired, dry_run=dry_run)
     if not dry_run:
         begins = bool({Change("variable", DATASETS_VARIABLE, "update"), _NEW_NIGHTLY} & set(changes))
         _switch_nightly(client, begins=begins, wanted=variables[DATASETS_VARIABLE] != UNKNOWN_DATASETS)
-    changes += _apply_automations(client, desired, dry_run=dry_run)
-    ours = {f"{change.kind}:{change.name}" for change in changes if change.kind in _REMOVABLE}
-    changes += _remove(client, inventory - ours, dry_run=dry_run)
+    automations = [*_apply_automations(client, desired, dry_run=dry_run)]
+    ours |= {f"automation:{change.name}" for change in automations}
+    treated = dict(remove(client, inventory - ours, desired, dry_run=dry_run))
     if not dry_run:
-        write_inventory(client, ours)
-    return changes
+        write_inventory(client, ours | {entry for entry, action in treated.items() if action == "keep"})
+    leftovers = (Change(*_split(entry), action) for entry, action in treated.items())
+    return [*changes, *automations, *leftovers]
+
+
+def _entries(desired: dict[str, DeploymentFacts], variables: Collection[str]) -> frozenset[str]:
+    """Return what is ours, as `kind:name`, without the automations, which depend on what others saved."""
+    names = {
+        "pool": (pool.name for pool in POOLS),
+        "queue": queues_of(desired.values()),
+        "variable": variables,
+        "block type": (str(kind._block_type_slug) for kind in BLOCK_TYPES),
+        "deployment": desired,
+    }
+    return frozenset(f"{kind}:{name}" for kind, found in names.items() for name in found)
+
+
+def _split(entry: str) -> tuple[str, str]:
+    kind, _, name = entry.partition(":")
+    return kind, name
 
 
 def _decide_variables(client: SyncPrefectClient, choices: Choices) -> dict[str, str]:
@@ -138,6 +156,11 @@ def _apply_variables(client: SyncPrefectClient, values: dict[str, str], *, dry_r
         if not dry_run:
             set_variable(client, name, value)
         yield Change("variable", name, action)
+
+
+def _apply_blocks(client: SyncPrefectClient, *, dry_run: bool) -> Iterator[Change]:
+    for name, action in apply_blocks(client, dry_run=dry_run):
+        yield Change("block" if "/" in name else "block type", name, action)
 
 
 def _apply_deployments(
@@ -207,23 +230,3 @@ def _complete(definition: AutomationCore, *, enabled: bool) -> AutomationCore:
     """Return a definition with every field set that an update may have: the client leaves out what was not set."""
     content = definition.model_dump(mode="json", exclude={"owner_resource"})
     return AutomationCore.model_validate({**content, "enabled": enabled})
-
-
-def _remove(client: SyncPrefectClient, entries: frozenset[str], *, dry_run: bool) -> Iterator[Change]:
-    """Remove what is ours and not wanted any more; a pool only when no deployment is left on it."""
-    deployments = existing_deployments(client)
-    for entry in sorted(entries):
-        kind, _, name = entry.partition(":")
-        if kind == "deployment" and name in deployments:
-            if not dry_run:
-                client.delete_deployment(deployments[name][0].id)
-            yield Change(kind, name, "remove")
-        elif kind == "automation":
-            for automation in client.read_automations_by_name(name):
-                if not dry_run:
-                    client.delete_automation(automation.id)
-                yield Change(kind, name, "remove")
-        elif kind == "pool" and name not in {facts.content["pool"] for _, facts in deployments.values()}:
-            if not dry_run:
-                client.delete_work_pool(name)
-            yield Change(kind, name, "remove")

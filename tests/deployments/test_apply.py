@@ -211,6 +211,98 @@ def without_deployment(folder: Path, entrypoint: str) -> Path:
     return folder
 
 
+def with_another_pool(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
+    """Let this version define one more pool and variable, and a deployment on a queue of its own."""
+    from deployments import apply as applying
+    from deployments.pools import POOLS, Pool
+
+    monkeypatch.setattr(applying, "POOLS", (*POOLS, Pool("old", "cpu", "What an earlier version had.")))
+    decide = applying._decide_variables
+    monkeypatch.setattr(applying, "_decide_variables", lambda *given: {**decide(*given), "reconflow_old": "once"})
+    document = yaml.safe_load((ROOT / "prefect.yaml").read_text("utf-8"))
+    (doctor,) = (entry for entry in document["deployments"] if entry["entrypoint"].endswith(":doctor"))
+    document["deployments"].append(
+        {
+            **doctor,
+            "name": "old",
+            "concurrency_limit": {"limit": 1, "collision_strategy": "CANCEL_NEW"},
+            "work_pool": {"name": "old", "work_queue_name": "slow"},
+        }
+    )
+    (folder / "prefect.yaml").write_text(yaml.safe_dump(document), "utf-8")
+    (folder / "flows").symlink_to(ROOT / "flows")
+    return folder
+
+
+def inventory(api: httpx.Client) -> set[str]:
+    """Return the list of what is ours."""
+    return set(api.get("/variables/name/reconflow_deployed").raise_for_status().json()["value"])
+
+
+def test_everything_that_deploy_created_goes_when_it_is_not_defined_any_more(
+    api: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply()
+    before = objects(api)
+    with monkeypatch.context() as earlier:
+        apply(with_another_pool(earlier, tmp_path))
+    assert api.get("/work_pools/old/queues/slow").status_code == 200
+    assert {"pool:old", "queue:old/slow", "variable:reconflow_old", "deployment:doctor/old"} <= inventory(api)
+    removed = {
+        "deployment doctor/old": "remove",
+        "queue old/slow": "remove",
+        "pool old": "remove",
+        "variable reconflow_old": "remove",
+    }
+    assert changed(apply(dry_run=True)) == removed
+    assert changed(apply()) == removed
+    assert changed(apply()) == {}
+    after = objects(api)
+    for name in COLLECTIONS:
+        assert [entry["id"] for entry in after[name]] == [entry["id"] for entry in before[name]]
+
+
+def test_a_pool_goes_only_when_nobody_needs_it_and_is_not_forgotten_until_then(
+    api: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply()
+    with monkeypatch.context() as earlier:
+        apply(with_another_pool(earlier, tmp_path))
+    old = deployment(api, "doctor/old")
+    theirs = {"name": "theirs-too", "flow_id": old["flow_id"], "work_pool_name": "old", "work_queue_name": "slow"}
+    made = api.post("/deployments/", json=theirs).raise_for_status().json()
+    first = apply()
+    assert changed(first) == {"deployment doctor/old": "remove", "variable reconflow_old": "remove"}
+    assert {first["pool old"], first["queue old/slow"]} == {"keep"}
+    run = api.post(f"/deployments/{made['id']}/create_flow_run", json={"state": {"type": "RUNNING"}}).json()
+    api.delete(f"/deployments/{made['id']}").raise_for_status()
+    assert changed(apply()) == {}
+    api.delete(f"/flow_runs/{run['id']}").raise_for_status()
+    assert changed(apply()) == {"queue old/slow": "remove", "pool old": "remove"}
+    assert api.get("/work_pools/old").status_code == 404
+
+
+def test_a_block_type_goes_when_no_block_of_it_is_left(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    from blocks.quality import QualityThresholdsBlock
+    from deployments import apply as applying
+    from deployments import default_blocks
+
+    class Old(QualityThresholdsBlock):
+        _block_type_name = "Reconflow old"
+        _block_type_slug = "reconflow-old"
+
+    with monkeypatch.context() as earlier:
+        for module in (applying, default_blocks):
+            earlier.setattr(module, "BLOCK_TYPES", (*default_blocks.BLOCK_TYPES, Old))
+        apply()
+    document = Old().save("mine")
+    assert changed(apply()) == {}
+    assert api.get("/block_types/slug/reconflow-old").status_code == 200
+    api.delete(f"/block_documents/{document}").raise_for_status()
+    assert changed(apply()) == {"block type reconflow-old": "remove"}
+    assert api.get("/block_types/slug/reconflow-old").status_code == 404
+
+
 def test_a_webhook_s_secrets_are_masked_and_its_automation_appears(
     api: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
