@@ -12,12 +12,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol, TypeVar
 
 import torch
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from torch import nn
 
-from reconflow.errors import WeightsInvalidError
 from reconflow.reconviagen.checkpoints import build_network, fill_network, opened_safetensors, read_pth, unusual_buffers
 from reconflow.reconviagen.dinov2 import DinoVisionTransformer
 from reconflow.reconviagen.preprocess import RESOLUTION
@@ -27,15 +27,19 @@ from reconflow.reconviagen.weights import (
     PIPELINE_FILE,
     VGGT_CONFIG,
     VGGT_FILE,
+    WeightFile,
     WeightsFolder,
+    fault,
     invalid_error,
     missing_error,
     read_json,
+    read_pipeline,
 )
 from reconflow.reconviagen.weights_record import revision_notes
 
-_VGGT_ARGUMENTS: Final = ("img_size", "patch_size", "embed_dim")
+_LATENT_CHANNELS: Final = 8
 _HEADS: Final = ("camera_head.", "point_head.")
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
 class Role(StrEnum):
@@ -69,6 +73,45 @@ class PipelineFacts:
     image_size: int = RESOLUTION
     sigma_min: float = 1e-5
     published_sizes: bool = False
+
+
+class _SamplerArguments(BaseModel, strict=True):
+    sigma_min: float = Field(ge=0, lt=1, allow_inf_nan=False)
+
+
+class _Sampler(BaseModel, strict=True):
+    name: Literal["FlowEulerGuidanceIntervalSampler"]
+    """Of the published file; the others there are guide by another formula."""
+    args: _SamplerArguments
+
+
+class _Normalisation(BaseModel, strict=True):
+    mean: list[FiniteFloat] = Field(min_length=_LATENT_CHANNELS, max_length=_LATENT_CHANNELS)
+    std: list[Annotated[FiniteFloat, Field(gt=0)]] = Field(min_length=_LATENT_CHANNELS, max_length=_LATENT_CHANNELS)
+
+
+class _Pipeline(BaseModel, strict=True):
+    """What is used of `args` in `pipeline.json`, besides where the networks are."""
+
+    sparse_structure_sampler: _Sampler
+    slat_sampler: _Sampler
+    slat_normalization: _Normalisation
+    image_cond_model: Literal["dinov2_vitl14_reg"]
+
+
+class _Configuration(BaseModel, strict=True):
+    """A network's configuration; what its arguments may be is in `checkpoints`."""
+
+    name: str
+    args: dict[str, Any]
+
+
+class _VggtArguments(BaseModel, strict=True):
+    """What is used of VGGT's `config.json`; what it leaves out is as published."""
+
+    img_size: int = Field(518, ge=14, le=4096)
+    patch_size: int = Field(14, ge=1, le=128)
+    embed_dim: int = Field(1024, ge=1, le=16384)
 
 
 class Networks(Protocol):
@@ -158,13 +201,13 @@ class PublishedNetworks:
             fill_network(network, shapes, state.__getitem__, device=self.device, source=DINOV2_FILE.name)
             return network
         if role == Role.VGGT:
-            config = read_json(self._folder.need(VGGT_CONFIG), VGGT_CONFIG)
-            network = _on_meta(VGGT, heads=(), **{key: config[key] for key in _VGGT_ARGUMENTS if key in config})
+            config = read_as(_VggtArguments, read_json(self._folder.need(VGGT_CONFIG), VGGT_CONFIG), VGGT_CONFIG)
+            network = _on_meta(VGGT, heads=(), **config.model_dump())
             self._fill(network, self._folder.need(VGGT_FILE), VGGT_FILE.name, (*IGNORED_PREFIXES, *_HEADS))
             return network
         configuration, weights = self._folder.role_files(role)
-        facts = read_json(self._folder.need(configuration), configuration)
-        network = build_network(facts, device=self.device, source=configuration.name)
+        facts = read_as(_Configuration, read_json(self._folder.need(configuration), configuration), configuration)
+        network = build_network(facts.model_dump(), device=self.device, source=configuration.name)
         self._fill(network, self._folder.need(weights), weights.name)
         self._notes += unusual_buffers(network)
         return network
@@ -174,26 +217,32 @@ class PublishedNetworks:
             fill_network(network, shapes, read, device=self.device, source=name, ignored=ignored)
 
 
+def read_as(kind: type[AnyModel], content: Mapping[str, Any], file: WeightFile) -> AnyModel:
+    """Return what a JSON object of the weights says.
+
+    Raises:
+        WeightsInvalidError: It says something else; every place is listed.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        places = [(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors(include_url=False)]
+        raise invalid_error([fault(file, f"{place}: {message}") for place, message in places]) from error
+
+
 def read_facts(folder: WeightsFolder) -> PipelineFacts:
     """Read from `pipeline.json` what belongs to the networks.
 
     Raises:
-        WeightsInvalidError: It lacks the normalisation of the structured latent, or names samplers of another kind.
+        WeightsInvalidError: The normalisation of the structured latent is not there, or it names other samplers or
+            image features than this implementation has.
     """
-    content = read_json(folder.need(PIPELINE_FILE), PIPELINE_FILE).get("args", {})
-    try:
-        normalisation = content["slat_normalization"]
-        mean, std = (tuple(float(value) for value in normalisation[name]) for name in ("mean", "std"))
-        samplers = [content.get(f"{kind}_sampler", {}) for kind in ("sparse_structure", "slat")]
-        sigmas = {float(sampler.get("args", {}).get("sigma_min", 1e-5)) for sampler in samplers}
-        extractor = content.get("image_cond_model", "dinov2_vitl14_reg")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _bad_pipeline("the normalisation of the latent or a sampler is not as it should be") from error
-    if len(mean) != len(std) or not mean or min(std) <= 0:
-        raise _bad_pipeline("mean and standard deviation of the latent do not belong together")
-    if extractor != "dinov2_vitl14_reg" or len(sigmas) != 1:
-        raise _bad_pipeline("it asks for other image features or samplers than this implementation has")
-    return PipelineFacts(mean, std, sigma_min=sigmas.pop(), published_sizes=True)
+    found = read_as(_Pipeline, read_pipeline(folder.need(PIPELINE_FILE)), PIPELINE_FILE)
+    sigmas = {sampler.args.sigma_min for sampler in (found.sparse_structure_sampler, found.slat_sampler)}
+    if len(sigmas) != 1:
+        raise invalid_error([fault(PIPELINE_FILE, "its samplers leave different amounts of noise")])
+    mean, std = found.slat_normalization.mean, found.slat_normalization.std
+    return PipelineFacts(tuple(mean), tuple(std), sigma_min=sigmas.pop(), published_sizes=True)
 
 
 def free_memory(device: str) -> None:
@@ -206,7 +255,3 @@ def free_memory(device: str) -> None:
 def _on_meta(kind: type[nn.Module], **arguments: Any) -> nn.Module:
     with torch.device("meta"):
         return kind(**arguments)
-
-
-def _bad_pipeline(problem: str) -> WeightsInvalidError:
-    return invalid_error([{"file": PIPELINE_FILE.name, "message": problem}])

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -192,6 +192,17 @@ def test_leftovers_of_adapters_are_named_and_never_dropped(copy: Path, name: str
 def test_an_unknown_configuration_is_refused(facts: dict[str, Any], words: str) -> None:
     with pytest.raises(WeightsInvalidError, match=words):
         checkpoints.build_network(facts)
+
+
+@pytest.mark.parametrize("content", [[], {}, {"name": "SLatMeshDecoder", "args": [1]}, {"name": 3, "args": {}}])
+def test_a_configuration_that_is_none_is_refused(copy: Path, content: Any) -> None:
+    path = copy / "trellis-vggt-v0-2" / STEM.format("slat_decoder_mesh.json")
+    path.write_text(json.dumps(content), "utf-8")
+    with (
+        pytest.raises(WeightsInvalidError, match="slat_decoder_mesh"),
+        PublishedNetworks(WeightsFolder(copy)).open(Role.MESH_DECODER),
+    ):
+        pass
 
 
 def test_a_cut_off_file_and_one_with_other_things_than_tensors_are_refused(copy: Path, tmp_path: Path) -> None:
@@ -448,8 +459,15 @@ def test_a_network_may_lie_in_another_repository_but_never_outside() -> None:
     ("change", "words"),
     [
         (lambda args: args["models"].pop("slat_vggt_cond"), "places no slat_vggt_cond"),
-        (lambda args: args.pop("slat_normalization"), "normalisation"),
-        (lambda args: args.update(image_cond_model="clip"), "other image features"),
+        (lambda args: args.update(models=[]), "no args with models"),
+        (lambda args: args.pop("slat_normalization"), "slat_normalization: Field required"),
+        (lambda args: args["slat_normalization"].update(std=[1.0] * 7 + [0.0]), "std.7: Input should be greater than"),
+        (lambda args: args["slat_normalization"].update(mean="00000000"), "mean: Input should be a valid list"),
+        (lambda args: args["slat_normalization"].update(mean=[0.0] * 7 + [float("nan")]), "finite"),
+        (lambda args: args.update(image_cond_model="clip"), "image_cond_model: Input should be 'dinov2_vitl14_reg'"),
+        (lambda args: args["slat_sampler"].update(name="FlowEulerCfgSampler"), "slat_sampler.name: Input should be"),
+        (lambda args: args["slat_sampler"].update(args={"sigma_min": 0.5}), "different amounts of noise"),
+        (lambda args: args["slat_sampler"].update(args=[]), "slat_sampler.args: Input should be"),
     ],
 )
 def test_a_pipeline_of_another_model_is_refused(copy: Path, change: Any, words: str) -> None:
@@ -459,6 +477,48 @@ def test_a_pipeline_of_another_model_is_refused(copy: Path, change: Any, words: 
     path.write_text(json.dumps(content), "utf-8")
     with pytest.raises(WeightsInvalidError, match=words):
         PublishedNetworks(WeightsFolder(copy))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=3) | st.sampled_from([10**400, -1, 1e-5, "a/" * 9]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+"""Values such as a JSON document may hold."""
+
+
+@st.composite
+def changed_documents(draw: st.DrawFn, original: Any) -> Any:
+    """The original with anything else in one place of it, or in place of it all."""
+    if not isinstance(original, dict) or not original or draw(st.integers(0, 4)) == 0:
+        return draw(JSON)
+    name = draw(st.sampled_from(sorted(original)))
+    return {**original, name: draw(changed_documents(original[name]))}
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_pipeline_is_used_or_refused_by_name(copy: Path, published: Path, data: st.DataObject) -> None:
+    original = json.loads((published / "trellis-vggt-v0-2" / "pipeline.json").read_text("utf-8"))
+    content = data.draw(changed_documents(original))
+    (copy / "trellis-vggt-v0-2" / "pipeline.json").write_text(json.dumps(content), "utf-8")
+    with suppress(WeightsInvalidError, WeightsMissingError):
+        facts = PublishedNetworks(WeightsFolder(copy)).facts
+        assert len(facts.latent_mean) == len(facts.latent_std) == 8
+    with suppress(WeightsInvalidError):
+        folder_state(WeightsFolder(copy))
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_configuration_of_vggt_is_used_or_refused_by_name(copy: Path, data: st.DataObject) -> None:
+    sizes = st.fixed_dictionaries(
+        {name: st.integers(-1, 300) | st.just(4096) for name in ("img_size", "patch_size", "embed_dim")}
+    )
+    content = data.draw(sizes | changed_documents({"img_size": IMAGE_SIZE, "patch_size": 14, "embed_dim": 32}))
+    (copy / "vggt-object-v0-1" / "config.json").write_text(json.dumps(content), "utf-8")
+    with suppress(ReconflowError), PublishedNetworks(WeightsFolder(copy)).open(Role.VGGT):
+        pass
 
 
 @pytest.fixture
