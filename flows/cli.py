@@ -34,7 +34,7 @@ from reconflow.datasets.files import DatasetFolder
 from reconflow.errors import Cancelled, ReconflowError, ValidationFailedError
 from reconflow.nvdiffrec.options import Preset
 from reconflow.progress import OnProgress
-from reconflow.reconviagen.options import GUIDANCE, MAX_VIEWS, MAX_VOXELS, RandomWeights, Refinement
+from reconflow.reconviagen.options import GUIDANCE, MAX_VIEWS, MAX_VOXELS, GaussianEngine, RandomWeights, Refinement
 from reconflow.request import Device, ModelName, RunRequest, make_request
 from reconflow.stage_results import RunSummary
 from reconflow.storage import LocalStore
@@ -58,6 +58,7 @@ SPELLED = {
     "guidance": "--guidance",
     "max_views": "--max-views",
     "max_voxels": "--max-voxels",
+    "gaussian_engine": "--gaussian-engine",
     "refine": "--refine",
     "weights": "--weights",
     "random_weights": "--random-weights",
@@ -100,6 +101,9 @@ def run_command(
     max_voxels: Annotated[
         int, typer.Option(help="Occupied voxels beyond which reconviagen refuses a structure.")
     ] = MAX_VOXELS,
+    gaussian_engine: Annotated[
+        GaussianEngine, typer.Option(help="What pictures reconviagen's Gaussians; auto: gsplat on a GPU that has it.")
+    ] = GaussianEngine.AUTO,
     refine: Annotated[
         Refinement, typer.Option(help="Fit reconviagen's mesh to the views, from the generated one on.")
     ] = Refinement.NONE,
@@ -120,7 +124,8 @@ def run_command(
             SPELLED, dataset=dataset, out=out, preset=preset, model=model, device=device, seed=seed, steps=steps,
             resolution=resolution, texture_size=texture_size, target_faces=faces, fov_deg=fov,
             object_size_m=object_size, structure_steps=structure_steps, latent_steps=latent_steps, guidance=guidance,
-            max_views=max_views, max_voxels=max_voxels, refine=refine, weights=weights, random_weights=random_weights,
+            max_views=max_views, max_voxels=max_voxels, gaussian_engine=gaussian_engine, refine=refine,
+            weights=weights, random_weights=random_weights,
         )  # fmt: skip
         if scheme_of(dataset) is None:
             DatasetFolder.open(Path(dataset))
@@ -175,12 +180,13 @@ def history_command(
 def doctor_command(
     out: Annotated[str, typer.Option("--out", "-o", metavar="URI", help="Where results would go.")] = "out",
     device: Annotated[WorkerDevice, typer.Option(help="What runs would compute on.")] = WorkerDevice.CPU,
+    model: Annotated[ModelName, typer.Option(help="Whose runs: its weights have to be here.")] = ModelName.NVDIFFREC,
 ) -> None:
     """Say what this machine has and whether a run can start."""
     from flows.doctor import Finding, Needs, examine_machine, show_findings
 
     server = "as set by PREFECT_API_URL" if os.environ.get("PREFECT_API_URL") else "embedded, started with each run"
-    findings = [*examine_machine(Needs(device=device.value, out=out)), Finding("Prefect server", server)]
+    findings = [*examine_machine(Needs(device=device.value, out=out, model=model)), Finding("Prefect server", server)]
     show_findings(Console(), findings)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(EXIT_FAILED)

@@ -177,7 +177,7 @@ def manifest_facts(facts: RunFacts) -> ManifestFacts | None:
             **known,
         },
         seed=facts.request.seed,
-        engines={**_ENGINES, "device": _devices(facts)},
+        engines=_ENGINES | {"device": _devices(facts)} | _chosen_engines(facts),
         photo_shifts=cameras.photo_shifts_px if cameras is not None else {},
         dataset_name=dataset.name,
         dataset_digest=dataset.digest,
@@ -196,6 +196,10 @@ def _devices(facts: RunFacts) -> str:
     if len(set(found.values())) > 1:
         return ", ".join(f"{name}: {device}" for name, device in found.items())
     return next(iter(found.values()), facts.request.device.value)
+
+
+def _chosen_engines(facts: RunFacts) -> dict[str, str]:
+    return {task: engine for found in _inferred(facts) for task, engine in found.engines.items()}
 
 
 def _inferred(facts: RunFacts) -> list[InferResult]:

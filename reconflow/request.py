@@ -20,6 +20,7 @@ from reconflow.reconviagen.options import (
     GUIDANCE,
     MAX_VIEWS,
     MAX_VOXELS,
+    GaussianEngine,
     RandomWeights,
     ReconviagenOptions,
     Refinement,
@@ -143,6 +144,12 @@ class RunRequest(BaseModel):
         description="With more occupied voxels than this (100 to 300000) reconviagen refuses a structure before it is "
         "decoded, which takes memory and time in proportion. Objects have about ten thousand.",
     )
+    gaussian_engine: GaussianEngine = Field(
+        GaussianEngine.AUTO,
+        title="Gaussian engine",
+        description="What pictures reconviagen's Gaussians: numba (CPU) or gsplat (GPU); auto: gsplat where the model "
+        "computes on a GPU and gsplat is installed. gsplat that is asked for and missing is an error.",
+    )
     refine: Refinement = Field(
         Refinement.NONE,
         title="Refine",
@@ -197,6 +204,7 @@ class RunRequest(BaseModel):
             guidance=self.guidance,
             max_views=self.max_views,
             max_voxels=self.max_voxels,
+            gaussian_engine=self.gaussian_engine,
             refine=self.refine,
             **self._of_refinement(),
             texture_size=self.texture_size,

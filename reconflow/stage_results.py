@@ -182,6 +182,8 @@ class InferResult(StageResult, frozen=True, extra="forbid"):
     """Of the weights that made it, by where they are from."""
     model_notes: tuple[str, ...] = ()
     """What the model says of its result."""
+    engines: dict[str, str] = {}
+    """Which engines the model chose, by what they did."""
 
     @property
     def work_files(self) -> tuple[FileRef, ...]:

@@ -201,6 +201,7 @@ def infer(
         model_seconds=reconstruction.timings_s,
         licences=reconstruction.statistics.get("weights", {}).get("licences", {}),
         model_notes=tuple(reconstruction.statistics.get("notes", ())),
+        engines=reconstruction.statistics.get("engines", {}),
     )
 
 

@@ -75,7 +75,7 @@ class FinishSettings:
         texture_steps: Correction passes of the texture towards the photos.
         gaussian_views: Pictures of the Gaussians that paint what the photos do not show.
         gaussian_size: Their side, pixels.
-        gaussian_engine: "numba" or "gsplat".
+        gaussian_engine: "numba" or "gsplat"; see `gaussian_engines`.
         registration_size: Longest side of the pictures that the mesh is aligned with, pixels.
     """
 

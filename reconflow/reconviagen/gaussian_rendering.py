@@ -9,7 +9,6 @@ part of the Gaussians' scales already.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -19,9 +18,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 from reconflow.cameras.camera import PinholeCamera
-from reconflow.errors import GpuUnavailableError, ModelUnavailableError, ValidationFailedError
+from reconflow.errors import GpuUnavailableError, ModelGpuOutOfMemoryError, ValidationFailedError
 from reconflow.geometry.gaussians import Gaussians
 from reconflow.parallel import row_bands, run_jobs, thread_count
+from reconflow.reconviagen.gaussian_engines import require_gsplat
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -88,8 +88,9 @@ def render_gaussians(
 
     Raises:
         ValidationFailedError: The engine is unknown.
-        ModelUnavailableError: gsplat was asked for and is not installed.
+        ModelUnavailableError: gsplat was asked for and cannot be used here.
         GpuUnavailableError: gsplat was asked for and there is no CUDA device.
+        ModelGpuOutOfMemoryError: The GPU's memory is too small for gsplat.
     """
     if engine == "gsplat":
         return _render_with_gsplat(gaussians, camera, background, near)
@@ -223,20 +224,35 @@ def _splat_rows(
 def _render_with_gsplat(
     gaussians: Gaussians, camera: PinholeCamera, background: tuple[float, float, float], near: float
 ) -> GaussianRender:
-    if importlib.util.find_spec("gsplat") is None:
-        raise ModelUnavailableError(
-            "The engine gsplat is not installed.",
-            suggestion="Install it with `pip install gsplat` (it compiles CUDA code), or choose the engine numba.",
-            engine="gsplat",
-        )
     import torch
 
+    from reconflow.reconviagen.gpu_failures import is_full_gpu
+
+    require_gsplat()
     if not torch.cuda.is_available():
         raise GpuUnavailableError(
             "The engine gsplat needs a CUDA device, and there is none.",
             suggestion="Choose the engine numba.",
             engine="gsplat",
         )
+    try:
+        rgb, coverage = _rasterize(gaussians, camera, near)
+    except RuntimeError as error:
+        if not is_full_gpu(error):
+            raise
+        raise ModelGpuOutOfMemoryError(
+            "The GPU's memory ran out while picturing the Gaussians.",
+            suggestion="Choose the engine numba for Gaussians, or stop other programs on the GPU.",
+            stage="texture",
+        ) from error
+    over = rgb + (1 - coverage[..., None]) * np.array(background, np.float32)
+    return GaussianRender(over.astype(np.float32), coverage)
+
+
+def _rasterize(gaussians: Gaussians, camera: PinholeCamera, near: float) -> tuple[Float32, Float32]:
+    """Return gsplat's (H, W, 3) premultiplied picture and its (H, W) coverage."""
+    import torch
+
     gsplat: Any = importlib.import_module("gsplat")
 
     def on_gpu(values: NDArray[Any]) -> Any:
@@ -259,6 +275,4 @@ def _render_with_gsplat(
         eps2d=FILTER_VARIANCE_PX,
         rasterize_mode="antialiased",
     )
-    coverage = alpha[0, ..., 0].cpu().numpy()
-    over = rgb[0].cpu().numpy() + (1 - coverage[..., None]) * np.array(background, np.float32)
-    return GaussianRender(over.astype(np.float32), coverage.astype(np.float32))
+    return rgb[0].cpu().numpy().astype(np.float32), alpha[0, ..., 0].cpu().numpy().astype(np.float32)

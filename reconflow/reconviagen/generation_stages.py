@@ -5,27 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
 import torch
 
 from reconflow.errors import ModelGpuOutOfMemoryError, ModelOutOfMemoryError
 from reconflow.progress import OnProgress, ignore_progress, part_of
+from reconflow.reconviagen.gpu_failures import is_full_gpu
 from reconflow.reconviagen.memory_needs import stage_bytes, what_helps
 from reconflow.reconviagen.networks import Networks
 from reconflow.reconviagen.precision import full_float32
 from reconflow.resources import GIB, available_memory_bytes
-
-_FULL_GPU: Final = (
-    "CUDA out of memory",
-    "CUDA error: out of memory",
-    "CUDA driver error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUSOLVER_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "DEVICE_ALLOCATION_FAILED",
-)
-"""How CUDA's libraries say that the GPU's memory is full; PyTorch passes that on as a plain RuntimeError."""
 
 
 class Stages:
@@ -84,11 +73,6 @@ class Stages:
                 raise _memory_is_full(f"Memory ran out while {message}.", name) from error
             raise
         self.seconds[name] = round(time.perf_counter() - started, 3)
-
-
-def is_full_gpu(error: Exception) -> bool:
-    """Return whether an error says that a GPU's memory is full."""
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _FULL_GPU)
 
 
 def check_room(device: str, needed_bytes: int, message: str, stage: str) -> None:

@@ -17,7 +17,7 @@ from reconflow.errors import (
     WeightsInvalidError,
 )
 from reconflow.progress import OnProgress, ignore_progress, part_of
-from reconflow.reconviagen.options import ReconviagenOptions, ReconviagenSettings
+from reconflow.reconviagen.options import GaussianEngine, ReconviagenOptions, ReconviagenSettings
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -91,25 +91,28 @@ class ReconvGenModel:
             WeightsMissingError, WeightsInvalidError: The weights cannot be used.
             ModelConvergenceError: Nothing usable was generated, it cannot be aligned with the views, or the fit that
                 refines it diverged.
+            GpuUnavailableError, ModelUnavailableError: The engine asked for Gaussians cannot be used.
             ModelGpuOutOfMemoryError, ModelOutOfMemoryError: A stage ran out of memory.
             ValidationFailedError: A picture shows no object.
         """
         from dataclasses import replace
 
         from reconflow.reconviagen.export import finish
+        from reconflow.reconviagen.gaussian_engines import choose_engine
 
         settings = options.settings()
+        engine = choose_engine(settings.gaussian_engine, self._device)
         if settings.refinement is not None:
-            finished, facts = self._refine(dataset, calibration, options, on_progress, checkpoint)
+            finished, facts = self._refine(dataset, calibration, options, engine, on_progress, checkpoint)
         else:
             generating, finishing = part_of(on_progress, 0.0, 0.7), part_of(on_progress, 0.7, 1.0)
             generated, facts, seconds = self._generate(dataset, options, generating)
-            finish_as = finish_settings(settings, facts["raw_faces"])
+            finish_as = finish_settings(settings, facts["raw_faces"], engine)
             finished = finish(generated, dataset, calibration, finish_as, finishing)
             finished = replace(finished, timings_s=seconds | finished.timings_s)
         notes = [*finished.statistics["notes"], *facts["notes"]]
-        statistics = {**finished.statistics, **facts, "notes": notes, "settings": settings.model_dump(mode="json")}
-        return replace(finished, statistics=statistics)
+        told = {"notes": notes, "settings": settings.model_dump(mode="json"), "engines": {"gaussians": engine.value}}
+        return replace(finished, statistics={**finished.statistics, **facts, **told})
 
     def _generate(
         self, dataset: Dataset, options: ReconviagenOptions, on_progress: OnProgress
@@ -147,6 +150,7 @@ class ReconvGenModel:
         dataset: Dataset,
         calibration: Calibration,
         options: ReconviagenOptions,
+        engine: GaussianEngine,
         on_progress: OnProgress,
         checkpoint: Checkpoint | None,
     ) -> tuple[Reconstruction, dict[str, Any]]:
@@ -163,10 +167,10 @@ class ReconvGenModel:
         start = None if checkpoint is None else RefinementStart.load(checkpoint)
         if start is None:
             generated, facts, seconds = self._generate(dataset, options, part_of(on_progress, 0.0, 0.5))
-            finish_as, placing = finish_settings(settings, facts["raw_faces"]), part_of(on_progress, 0.5, 0.65)
+            finish_as, placing = finish_settings(settings, facts["raw_faces"], engine), part_of(on_progress, 0.5, 0.65)
             placed = place(generated, dataset, calibration, finish_as, placing, seconds)
             start = RefinementStart(placed, generated.gaussians, facts)
-        finish_as = finish_settings(settings, start.facts["raw_faces"])
+        finish_as = finish_settings(settings, start.facts["raw_faces"], engine)
         fit = useful_settings(settings.refinement, dataset, options.texture_size)
         fitting = part_of(on_progress, 0.65, 1.0)
         fitted = finish_refined(start, dataset, calibration, finish_as, fit, fitting, checkpoint)
@@ -263,7 +267,7 @@ def generation_settings(settings: ReconviagenSettings) -> GenerationSettings:
     )
 
 
-def finish_settings(settings: ReconviagenSettings, raw_faces: int) -> FinishSettings:
+def finish_settings(settings: ReconviagenSettings, raw_faces: int, engine: GaussianEngine) -> FinishSettings:
     """Return how a generated object of so many faces is finished; a refinement has a face budget of its own."""
     from reconflow.reconviagen.export import FinishSettings
 
@@ -276,6 +280,7 @@ def finish_settings(settings: ReconviagenSettings, raw_faces: int) -> FinishSett
         texture_steps=settings.texture_steps,
         gaussian_views=settings.gaussian_views,
         gaussian_size=settings.gaussian_size,
+        gaussian_engine=engine.value,
     )
 
 

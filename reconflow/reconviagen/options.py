@@ -26,6 +26,17 @@ class Refinement(StrEnum):
     """It is the start of nvdiffrec's fit, instead of a surface carved from the views."""
 
 
+class GaussianEngine(StrEnum):
+    """What pictures the Gaussians that paint what no photo shows."""
+
+    AUTO = "auto"
+    """gsplat where the networks compute on a GPU and gsplat can be used, numba elsewhere."""
+    NUMBA = "numba"
+    """The CPU."""
+    GSPLAT = "gsplat"
+    """The GPU, by a package that is installed apart."""
+
+
 class ReconviagenSettings(BaseModel):
     """The numbers that a generation runs with, all of them decided."""
 
@@ -51,6 +62,8 @@ class ReconviagenSettings(BaseModel):
     """Pictures of the Gaussians that paint what no photo shows."""
     gaussian_size: int
     """Side of those pictures, pixels."""
+    gaussian_engine: GaussianEngine
+    """What makes them; what `auto` meant is in the manifest's engines."""
     visibility_views: int
     """From how many sides walls inside the object are looked for."""
     random_weights: RandomWeights | None
@@ -111,6 +124,11 @@ class ReconviagenOptions(BaseModel):
     target_faces: Annotated[int, Field(ge=200, le=2_000_000)] | None = Field(
         default=None, title="Face budget", description="Upper bound on the mesh's faces, as far as its shape allows."
     )
+    gaussian_engine: GaussianEngine = Field(
+        default=GaussianEngine.AUTO,
+        title="Gaussian engine",
+        description="numba (CPU) or gsplat (GPU) pictures the Gaussians; auto: gsplat on a GPU where it is installed.",
+    )
     refine: Refinement = Field(
         default=Refinement.NONE,
         title="Refine",
@@ -147,7 +165,15 @@ class ReconviagenOptions(BaseModel):
         }
         kept = {
             name: getattr(self, name)
-            for name in ("guidance", "max_views", "max_voxels", "target_faces", "random_weights", "seed")
+            for name in (
+                "guidance",
+                "max_views",
+                "max_voxels",
+                "target_faces",
+                "gaussian_engine",
+                "random_weights",
+                "seed",
+            )
         }
         return ReconviagenSettings(**(chosen | given | kept), refinement=refinement)
 

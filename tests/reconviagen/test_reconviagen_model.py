@@ -94,6 +94,8 @@ def test_a_run_with_random_weights_stores_everything_and_says_that_they_were_ran
     assert facts["weights"] == {"reconviagen": "random tiny"}
     assert facts["options"]["random_weights"] == "tiny"
     assert facts["options"]["settings"]["structure_steps"] == 2
+    assert facts["options"]["gaussian_engine"] == "auto"
+    assert facts["engines"]["gaussians"] == "numba"
     assert facts["notes"][-1] == RANDOM_NOTE
     assert facts["licences"] == {"reconflow": "Apache-2.0"}
     page = layout.report.read_text("utf-8")
@@ -177,6 +179,14 @@ def test_without_weights_a_run_ends_before_anything_is_computed_and_says_what_to
     assert "Meta's VGGT licence" in caught.value.message
     assert "--accept-licence" in caught.value.suggestion
     assert not any(message.startswith("infer") for message in told)
+
+
+def test_an_engine_that_cannot_be_used_is_said_before_anything_is_generated(dataset: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    request = request_for(dataset, tmp_path, gaussian_engine="gsplat", device="cpu")
+    with pytest.raises(GpuUnavailableError, match="gsplat"):
+        run_pipeline(request, lambda step, total, message: told.append(message))
+    assert not any("sampling" in message for message in told)
 
 
 def test_both_models_are_two_models_with_options_of_their_own() -> None:
