@@ -14,6 +14,7 @@ from prefect.states import Failed
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.doctor import MIN_DISK_GB, MIN_GPU_MEMORY_GB, Finding, Needs, examine_machine
+from reconflow.request import ModelName
 
 
 class DoctorRequest(BaseModel):
@@ -24,6 +25,9 @@ class DoctorRequest(BaseModel):
     out: str = Field("out", min_length=1, title="Results", description="The place that results would go to.")
     gpu_memory_gb: float = Field(
         MIN_GPU_MEMORY_GB, ge=0, title="GPU memory", description="Free memory on the worker's GPU, GiB."
+    )
+    model: ModelName = Field(
+        ModelName.NVDIFFREC, title="Model", description="Whose runs have to be possible: its weights have to be there."
     )
     disk_gb: float = Field(MIN_DISK_GB, ge=0, title="Disk", description="Free disk space, GiB.")
 
@@ -44,7 +48,13 @@ def doctor(params: DoctorRequest) -> dict[str, Any] | State[Any]:
         The findings; the run fails with the codes of those that are not well.
     """
     device = os.environ.get("RECONFLOW_DEVICE", "cpu")
-    needs = Needs(device=device, out=params.out, gpu_memory_gb=params.gpu_memory_gb, disk_gb=params.disk_gb)
+    needs = Needs(
+        device=device,
+        out=params.out,
+        gpu_memory_gb=params.gpu_memory_gb,
+        disk_gb=params.disk_gb,
+        model=params.model,
+    )
     findings = examine_machine(needs)
     create_table_artifact(
         table=[_row(finding) for finding in findings], key="doctor", description=f"The machine {platform.node()}"

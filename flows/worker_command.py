@@ -20,6 +20,7 @@ from deployments.heartbeats import HEARTBEAT_S, HEARTBEAT_VARIABLE
 from flows.deploy_command import WorkerDevice
 from flows.worker_supervisor import Supervisor, WorkerSpec
 from reconflow.errors import ValidationFailedError
+from reconflow.request import ModelName
 
 if TYPE_CHECKING:
     from flows.doctor import Finding, Needs
@@ -37,6 +38,10 @@ def worker_command(
     device: Annotated[WorkerDevice, typer.Option(help="What runs compute on.")],
     pool: Annotated[str | None, typer.Option(help="The work pool; gpu or cpu, after the device.")] = None,
     gpus: Annotated[str | None, typer.Option(metavar="0,1", help="Which GPUs; all when left out.")] = None,
+    gpu_count: Annotated[int | None, typer.Option(min=1, help="How many GPUs there have to be.")] = None,
+    model: Annotated[
+        ModelName, typer.Option(help="Whose runs have to be possible: its weights have to be here.")
+    ] = ModelName.NVDIFFREC,
     limit: Annotated[int, typer.Option(min=1, help="Runs at once on the CPU; a GPU has one.")] = 1,
     out: Annotated[
         str, typer.Option("--out", "-o", metavar="URI", help="Where results go; has to be writable.")
@@ -53,8 +58,9 @@ def worker_command(
     console = Console(stderr=True)
     with reporting_errors(console):
         needs = Needs(
-            device.value, out, _chosen_gpus(device, gpus), min_free_gpu_memory_gb, min_free_memory_gb, min_free_disk_gb
-        )
+            device.value, out, _chosen_gpus(device, gpus, gpu_count), min_free_gpu_memory_gb, min_free_memory_gb,
+            min_free_disk_gb, model, gpu_count,
+        )  # fmt: skip
         pool = pool or (GPU_POOL if device is WorkerDevice.CUDA else CPU_POOL)
         findings = examine_worker(needs, pool)
         show_findings(console, findings)
@@ -66,7 +72,7 @@ def worker_command(
             Supervisor(specs, lambda line: console.print(line, highlight=False)).run()
 
 
-def _chosen_gpus(device: WorkerDevice, text: str | None) -> tuple[int, ...] | None:
+def _chosen_gpus(device: WorkerDevice, text: str | None, count: int | None) -> tuple[int, ...] | None:
     """Return the GPUs' indices; None on the CPU, and where there are none to choose from.
 
     Raises:
@@ -74,8 +80,10 @@ def _chosen_gpus(device: WorkerDevice, text: str | None) -> tuple[int, ...] | No
         GpuUnavailableError: The driver does not answer properly.
     """
     if device is WorkerDevice.CPU:
-        if text is not None:
-            raise ValidationFailedError("--gpus means nothing with --device cpu.", suggestion="Leave one of them out.")
+        for option, value in (("--gpus", text), ("--gpu-count", count)):
+            if value is not None:
+                message = f"{option} means nothing with --device cpu."
+                raise ValidationFailedError(message, suggestion="Leave one of them out.")
         return None
     if text is None:
         from reconflow.gpus import visible_gpus

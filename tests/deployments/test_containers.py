@@ -70,6 +70,20 @@ def test_images_are_pinned_run_unprivileged_and_copy_what_exists(path: Path) -> 
         assert all((ROOT / source).exists() for source in sources.split())
 
 
+@pytest.mark.parametrize("path", [DOCKER / "Dockerfile", DOCKER / "Dockerfile.cpu"], ids=lambda path: path.name)
+def test_what_grows_lies_in_volumes_and_everything_that_runs_mounts_them(path: Path) -> None:
+    text = path.read_text("utf-8")
+    volumes = json.loads(re.findall(r"^VOLUME (.+)", text, re.M)[0])
+    set_there = dict(re.findall(r"^(?:ENV)?\s+(\w+)=(\S+)", text, re.M))
+    for variable in ("RECONFLOW_CACHE", "NUMBA_CACHE_DIR", "PREFECT_HOME"):
+        assert any(Path(set_there[variable]).is_relative_to(volume) for volume in volumes), variable
+    for name in ("gpu-worker", "cpu-worker"):
+        assert {mount.split(":")[1] for mount in COMPOSE["services"][name]["volumes"]} == set(volumes)
+    pods = [found["spec"]["template"]["spec"] for found in manifests() if "worker" in found["metadata"]["name"]]
+    mounts = [{mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]} for pod in pods]
+    assert mounts == [set(volumes)] * 2
+
+
 def test_what_an_image_is_built_from_holds_no_secrets() -> None:
     kept = (ROOT / ".dockerignore").read_text("utf-8").split()
     assert kept[0] == "**"

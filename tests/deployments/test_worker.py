@@ -55,6 +55,13 @@ def test_every_gpu_that_is_meant_must_exist_and_have_the_memory(monkeypatch: pyt
     assert gpu_findings(monkeypatch, gpus, gpus=(0, 3)) == {"GPU 0": None, "GPU 3": "GPU_UNAVAILABLE"}
 
 
+def test_a_gpu_that_is_lost_is_missed_when_it_is_known_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [gpu(0, 20), gpu(1, 20)]
+    assert gpu_findings(monkeypatch, gpus, gpu_count=2) == {"GPU 0": None, "GPU 1": None}
+    assert gpu_findings(monkeypatch, gpus[:1], gpu_count=2) == {"GPU 0": None, "GPUs": "GPU_UNAVAILABLE"}
+    assert gpu_findings(monkeypatch, gpus[:1]) == {"GPU 0": None}
+
+
 def test_too_little_disk_and_memory_and_a_place_that_cannot_be_written_each_have_their_code(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     needs = Needs(out=str(tmp_path / "file"), memory_gb=1e6, disk_gb=1e9)
@@ -93,6 +100,28 @@ def test_a_list_of_gpus_that_is_none_is_refused(gpus: str, monkeypatch: pytest.M
     answer = CliRunner().invoke(app, ["worker", "--device", "cuda", "--gpus", gpus])
     assert answer.exit_code == 1
     assert "VALIDATION_FAILED" in answer.output
+
+
+@pytest.mark.parametrize("option", [("--gpus", "0"), ("--gpu-count", "1")])
+def test_the_cpu_has_no_gpus_to_choose(option: tuple[str, str]) -> None:
+    from flows.cli import app
+
+    answer = CliRunner().invoke(app, ["worker", "--device", "cpu", *option])
+    assert answer.exit_code == 1
+    assert f"{option[0]} means nothing" in answer.output
+
+
+def test_a_worker_is_not_started_without_the_weights_of_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.cli import app
+
+    monkeypatch.setenv("RECONFLOW_CACHE", str(tmp_path / "cache"))
+    options = ["--device", "cpu", "--out", str(tmp_path), "--model", "both", "--min-free-disk-gb", "0"]
+    answer = CliRunner().invoke(app, ["worker", *options])
+    assert answer.exit_code == 1
+    assert "WEIGHTS_MISSING" in answer.output
+    assert "reconflow weights fetch" in answer.output
 
 
 def test_a_worker_is_not_started_without_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
