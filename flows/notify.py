@@ -16,13 +16,15 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Failed
 from pydantic import BaseModel, ConfigDict, Field
 
 from blocks.artifact_store import using_locations
 from blocks.notifications import Delivery, EmailDestination, WebhookDestination, saved_destinations
+from flows.endings import checked, failed_state
 from flows.notification_records import begin_telling, end_telling, telling_name
-from reconflow.errors import NotificationFailedError, ReconflowError
+from reconflow.errors import JobNotFoundError, NotificationFailedError, ReconflowError
 from reconflow.storage import ArtifactStore, open_store
 from tasks.notifications import make_delivery, make_payload
 
@@ -43,6 +45,7 @@ class NotifyRequest(BaseModel):
     description="Tell every saved notification block how a run ended.",
     result_serializer="json",
     persist_result=False,
+    validate_parameters=False,
 )
 def notify(params: NotifyRequest) -> dict[str, Any] | State[Any]:
     """Report one run to all destinations.
@@ -54,8 +57,15 @@ def notify(params: NotifyRequest) -> dict[str, Any] | State[Any]:
         How many destinations were told, and how many had been by an earlier report of the same end. One that cannot be
         told does not keep the others from being told, and fails the flow in the end; the next report tells it.
     """
+    try:
+        return _notify(checked(NotifyRequest, params))
+    except Exception as error:  # of the server; what a destination does ends otherwise
+        return failed_state(error)
+
+
+def _notify(params: NotifyRequest) -> dict[str, Any] | State[Any]:
     with get_client(sync_client=True) as client:
-        flow_run = client.read_flow_run(params.flow_run)
+        flow_run = _read_flow_run(client, params.flow_run)
         flow_name = client.read_flow(flow_run.flow_id).name
         destinations = list(saved_destinations(client))
         with _store_of(flow_run) as store:
@@ -67,6 +77,15 @@ def notify(params: NotifyRequest) -> dict[str, Any] | State[Any]:
             message=" ".join(f"{failure.code}: {failure.message} {failure.suggestion}" for failure in failures)
         )
     return {"told": outcomes.count(True), "told_before": outcomes.count(False)}
+
+
+def _read_flow_run(client: SyncPrefectClient, flow_run_id: UUID) -> FlowRun:
+    try:
+        return client.read_flow_run(flow_run_id)
+    except ObjectNotFound:
+        raise JobNotFoundError(
+            "The Prefect server has no run with this id.", suggestion="Nothing; it was deleted before it was reported."
+        ) from None
 
 
 @contextmanager

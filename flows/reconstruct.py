@@ -19,15 +19,16 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled as CancelledState
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
 from blocks.artifact_store import using_locations
 from blocks.model_weights import using_weights
 from blocks.quality import load_thresholds
 from flows.cancellation_records import forget_own_cancellation
+from flows.endings import checked, failed_state, known_error
 from flows.run_ids import RUN_TAG
 from reconflow import pipeline
-from reconflow.errors import Cancelled, ReconflowError
+from reconflow.errors import Cancelled, ValidationFailedError
 from reconflow.outputs.runs import is_run_id, new_run_id
 from reconflow.request import RunRequest
 from reconflow.run_context import Isolation, RunRef, StageOutcomes
@@ -43,7 +44,10 @@ DATASET_TAG: Final = "dataset-"
 
 def name_run() -> str:
     """Name a run by its dataset, model and preset."""
-    request = RunRequest.model_validate(prefect.runtime.flow_run.parameters["params"])
+    try:
+        request = checked(RunRequest, prefect.runtime.flow_run.parameters["params"])
+    except ValidationFailedError:  # which the flow itself tells
+        return "refused"
     return f"{request.dataset_name()} · {request.model} · {request.preset}"
 
 
@@ -53,6 +57,7 @@ def name_run() -> str:
     description="Six views and depth renders in, a measured, textured mesh out.",
     result_serializer="json",
     persist_result=False,
+    validate_parameters=False,
 )
 def reconstruct(params: RunRequest) -> State[Any]:
     """Reconstruct one object: validate, transforms, load, infer, quality, preview, package.
@@ -65,21 +70,30 @@ def reconstruct(params: RunRequest) -> State[Any]:
         state whose message holds code, message and suggestion; `error.json` stands beside the results.
     """
     flow_run_id = UUID(prefect.runtime.flow_run.id)
-    with get_client(sync_client=True) as client:
-        if (cancelled := cancelled_before_start(client, flow_run_id)) is not None:
-            return CancelledState(message=cancelled.message, data=cancelled)
+    try:
+        request = checked(RunRequest, params)
+        with get_client(sync_client=True) as client:
+            if (cancelled := cancelled_before_start(client, flow_run_id)) is not None:
+                return _cancelled(cancelled)
+        return _run_request(request, flow_run_id)
+    except Exception as error:  # before anything could be recorded beside the results
+        return failed_state(error)
+
+
+def _run_request(params: RunRequest, flow_run_id: UUID) -> State[Any]:
+    """Run the stages where the request says; what it says of saved blocks is looked up first."""
     outcomes = StageOutcomes()
     try:
         with using_locations(params.dataset, params.out) as (dataset, out), using_weights(params.weights) as (weights,):
             request = params.model_copy(update={"dataset": dataset, "out": out, "weights": weights})
             run = RunRef(run_id=_tagged_run_id(request), request=request, isolation=_isolation())
             with pipeline.opened(run, outcomes):
-                return _run_recorded(run, outcomes, flow_run_id)
-    except ReconflowError as error:  # the place for the results cannot be used, so that nothing can be recorded there
-        artifacts.show_failure(params.model, error)
-        return _failed(error)
-    finally:
-        forget_own_cancellation(flow_run_id)
+                ending = _run_recorded(run, outcomes, flow_run_id)
+    except Exception as error:  # the place for the results cannot be used, so that nothing can be recorded there
+        artifacts.show_failure(params.model, known_error(error))
+        ending = failed_state(error)
+    forget_own_cancellation(flow_run_id)  # not of a run that is interrupted: its recovery may go on with it
+    return ending
 
 
 def _run_recorded(run: RunRef, outcomes: StageOutcomes, flow_run_id: UUID) -> State[Any]:
@@ -106,10 +120,10 @@ def _run_recorded(run: RunRef, outcomes: StageOutcomes, flow_run_id: UUID) -> St
             artifacts.show_cancelled(params.model, error, run.run_id)
         return _cancelled(error)
     except Exception as error:
-        known = pipeline.as_known_error(error)
+        known = known_error(error)
         pipeline.record_failure(run, outcomes, known, _orchestration())
         artifacts.show_failure(params.model, known, run.run_id)
-        return _unless_cancelled(flow_run_id, _failed(known))
+        return _unless_cancelled(flow_run_id, failed_state(error))
 
 
 def _completed(summary: RunSummary) -> State[Any]:
@@ -120,10 +134,6 @@ def _completed(summary: RunSummary) -> State[Any]:
 
 def _cancelled(error: Cancelled) -> State[Any]:
     return CancelledState(message=error.message, data=error)
-
-
-def _failed(error: ReconflowError) -> State[Any]:
-    return Failed(message=f"{error.code}: {error.message} {error.suggestion}", data=error)
 
 
 def _unless_cancelled(flow_run_id: UUID, ending: State[Any]) -> State[Any]:

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
 
-from reconflow.errors import Cancelled, DiskFullError, ModelOutOfMemoryError, ReconflowError
+from reconflow.errors import (
+    Cancelled,
+    DiskFullError,
+    ModelOutOfMemoryError,
+    ReconflowError,
+    StorageRefusedError,
+    StorageUnreachableError,
+)
 
 MEMORY_SUGGESTION = "Close other programs, or choose the draft preset, a smaller resolution or texture size."
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_NO_FOLDER: Final = (errno.EEXIST, errno.ENOTDIR)
+_REFUSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def as_known_error(error: Exception) -> ReconflowError:
@@ -19,7 +33,7 @@ def as_known_error(error: Exception) -> ReconflowError:
         return error
     if isinstance(error, MemoryError):
         known: ReconflowError = ModelOutOfMemoryError("A stage ran out of memory.", suggestion=MEMORY_SUGGESTION)
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    elif isinstance(error, OSError) and error.errno in _FULL:
         known = DiskFullError(
             "The disk became full during the run.", suggestion="Free some space, or choose another --out folder."
         )
@@ -31,6 +45,37 @@ def as_known_error(error: Exception) -> ReconflowError:
         )
     known.__cause__ = error
     return known
+
+
+@contextmanager
+def folder_errors(folder: str, suggestion: str) -> Iterator[None]:
+    """Raise what the system says of a folder as an error with a code, which does not show its path.
+
+    Args:
+        folder: What the folder is, as in "The output folder cannot be used".
+        suggestion: The way out.
+
+    Raises:
+        DiskFullError: There is no room.
+        StorageRefusedError: A permission is missing, or nothing can be written there.
+        StorageUnreachableError: Anything else.
+    """
+    try:
+        yield
+    except OSError as error:
+        kind, reason = _folder_fault(error)
+        raise kind(f"The {folder} cannot be used: {reason}.", suggestion=suggestion) from error
+
+
+def _folder_fault(error: OSError) -> tuple[type[ReconflowError], str]:
+    if error.errno in _FULL:
+        return DiskFullError, "there is no room on its disk"
+    if error.errno in _NO_FOLDER and isinstance(error.filename, str):
+        path = Path(error.filename)
+        file = next((place for place in (path, *path.parents) if place.exists()), path)
+        return StorageUnreachableError, f"{file.name} is a file"
+    kind = StorageRefusedError if error.errno in _REFUSED else StorageUnreachableError
+    return kind, error.strerror or type(error).__name__
 
 
 def interruption() -> Cancelled:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 from reconflow.errors import JobNotReadyError
+from reconflow.failures import folder_errors
 
 if TYPE_CHECKING:
     from reconflow.storage import Workspace
@@ -39,9 +40,10 @@ def sole_attempt(open_workspace: Callable[[], Workspace], patience_s: float = LO
 
     Raises:
         JobNotReadyError: Another process on this machine is still at work on the run.
+        StorageUnreachableError, StorageRefusedError: The folder of the lock cannot be used.
     """
     deadline_s = time.monotonic() + patience_s
-    while (descriptor := try_lock(open_workspace().work / _LOCK_NAME)) is None:
+    while (descriptor := _try_lock_of(open_workspace())) is None:
         if time.monotonic() >= deadline_s:
             raise JobNotReadyError(
                 "Another process is at work on this run.", suggestion="Wait for it to finish, or cancel it."
@@ -53,6 +55,11 @@ def sole_attempt(open_workspace: Callable[[], Workspace], patience_s: float = LO
         yield workspace
     finally:
         os.close(descriptor)
+
+
+def _try_lock_of(workspace: Workspace) -> int | None:
+    with folder_errors("folder for intermediate files", "Make it writable, or remove what stands in its place."):
+        return try_lock(workspace.work / _LOCK_NAME)
 
 
 def remove_leftovers(workspace: Workspace) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import shutil
 import tempfile
@@ -11,11 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Final
 
-from reconflow.errors import DiskFullError, IncompleteResultsError, ReconflowError, StorageUnreachableError
+from reconflow.errors import IncompleteResultsError, StorageUnreachableError
+from reconflow.failures import folder_errors
 from reconflow.outputs.files import replacing, write_bytes
 from reconflow.outputs.package import MANIFEST_NAME, FileEntry, Manifest, read_manifest
 from reconflow.outputs.runs import check_run_id
@@ -37,6 +38,9 @@ from reconflow.storage.scratch import touched_s
 
 _CHUNK_BYTES: Final = 1 << 20
 _WRITE_ATTEMPTS: Final = 100
+_folder_errors = partial(
+    folder_errors, "output folder", "Make it writable and free some space there, or choose another --out folder."
+)
 
 
 @dataclass(frozen=True)
@@ -54,20 +58,19 @@ class LocalStore:
         """The folder's path."""
         return str(self.folder)
 
+    @_folder_errors()
     def prepare(self) -> None:
         """Create the folder and check that it can be written.
 
         Raises:
-            StorageUnreachableError: It cannot.
+            StorageUnreachableError, StorageRefusedError: It cannot.
             DiskFullError: There is no room in it.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder) as probe:
-                probe.write(b"writable")
-        except OSError as error:
-            raise self._unwritable(error) from error
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.folder) as probe:
+            probe.write(b"writable")
 
+    @_folder_errors()
     def open_workspace(self, run_id: str) -> Workspace:
         """Create the run's two folders."""
         workspace = Workspace(run_id, self._run(run_id), self.folder / ".work" / run_id)
@@ -78,16 +81,19 @@ class LocalStore:
     def begin_attempt(self, run_id: str) -> None:
         """Do nothing: there is nothing outside of the run's folders."""
 
+    @_folder_errors()
     def publish(self, workspace: Workspace) -> str:
         """Check that the manifest stands; the files are in their place already."""
         self.read_manifest(workspace.run_id)
         return str(workspace.root)
 
+    @_folder_errors()
     def discard_work(self, workspace: Workspace) -> None:
         """Remove the run's intermediate files, and their parent when no other run has any."""
         _remove(workspace.work)
         _remove_empty(workspace.work.parent)
 
+    @_folder_errors()
     def discard_unfinished(self, run_id: str) -> None:
         """Remove the run's intermediate and temporary files, and its folder unless it was published."""
         root = self._run(run_id)
@@ -97,10 +103,12 @@ class LocalStore:
         for path in root.rglob(".*.part"):
             _remove(path)
 
+    @_folder_errors()
     def run_ids(self) -> list[str]:
         """Return the identifiers of the runs that have a manifest, sorted."""
         return sorted(manifest.parent.name for manifest in (self.folder / "runs").glob(f"*/{MANIFEST_NAME}"))
 
+    @_folder_errors()
     def published_runs(self) -> list[PublishedRun]:
         """Return the runs that have a manifest, with its time, sorted."""
         runs = []
@@ -110,6 +118,7 @@ class LocalStore:
                 runs.append(PublishedRun(run_id, datetime.fromtimestamp(modified_s, UTC)))
         return runs
 
+    @_folder_errors()
     def read_manifest(self, run_id: str) -> Manifest:
         """Return a run's manifest.
 
@@ -124,6 +133,7 @@ class LocalStore:
             raise missing_run(run_id, _read(self._tombstone(run_id)), begun=root.is_dir())
         return read_manifest(root)
 
+    @_folder_errors()
     def read_file(self, run_id: str, name: str) -> bytes:
         """Return a small file of a published run.
 
@@ -157,6 +167,7 @@ class LocalStore:
         checked_entry(self.read_manifest(run_id), run_id, name)
         return (self._run(run_id) / name).resolve().as_uri()
 
+    @_folder_errors()
     def delete_run(self, run_id: str, reason: str) -> None:
         """Leave a tombstone, then remove the manifest, then the rest."""
         manifest = self.read_manifest(run_id)
@@ -164,6 +175,7 @@ class LocalStore:
         (self._run(run_id) / MANIFEST_NAME).unlink(missing_ok=True)
         _remove(self._run(run_id))
 
+    @_folder_errors()
     def pin(self, run_id: str, *, pinned: bool = True) -> None:
         """Create or remove the run's pin."""
         path = self.folder / "pins" / check_run_id(run_id)
@@ -172,10 +184,12 @@ class LocalStore:
         else:
             path.unlink(missing_ok=True)
 
+    @_folder_errors()
     def pinned_runs(self) -> frozenset[str]:
         """Return the identifiers that have a pin."""
         return frozenset(path.name for path in (self.folder / "pins").glob("[a-z0-9]*"))
 
+    @_folder_errors()
     def save_stage(self, stage: str, key: str, result: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         """Copy the files into the entry, then write its `result.json`.
 
@@ -193,6 +207,7 @@ class LocalStore:
                 if all(path.is_file() for path in stored.values()):
                     return
 
+    @_folder_errors()
     def find_stage(self, stage: str, key: str, into: Targets, warnings: list[str] | None = None) -> StoredStage | None:
         """Return a kept result with its files copied and checked, or None."""
         folder = self._stage(stage, key)
@@ -203,6 +218,7 @@ class LocalStore:
 
         return find_entry(lambda: _read(folder / RESULT_NAME), fetch, lambda: _empty_entry(folder), into, warnings)
 
+    @_folder_errors()
     def hold_stage(self, stage: str, key: str, holder: str) -> None:
         """Write the holder's empty file into the entry."""
         check_entry_name(stage, holder)
@@ -211,6 +227,7 @@ class LocalStore:
                 write_bytes(self._stage(stage, key) / HOLDERS_NAME / holder, b"")
                 return
 
+    @_folder_errors()
     def discard_stages(self, keys: Iterable[str], holder: str | None = None) -> None:
         """Remove the entries under these keys that nobody else holds."""
         for key in keys:
@@ -224,6 +241,7 @@ class LocalStore:
                 _remove_empty(folder.parent)
         _remove_empty(self.folder / ".stages")
 
+    @_folder_errors()
     def sweep(self, older_than_s: float) -> Sweepings:
         """Remove temporary files, and intermediate files of runs, untouched for that long."""
         before_s = time.time() - older_than_s
@@ -235,6 +253,7 @@ class LocalStore:
         _remove_empty(self.folder / ".work")
         return Sweepings(files=len(files) + removed)
 
+    @_folder_errors()
     def sweep_stages(self, older_than_s: float) -> Sweepings:
         """Remove the entries of the stage cache made before that long ago."""
         before_s = time.time() - older_than_s
@@ -252,22 +271,6 @@ class LocalStore:
     def _stage(self, stage: str, key: str) -> Path:
         check_entry_name(stage, key)
         return self.folder / ".stages" / stage / key
-
-    def _unwritable(self, error: OSError) -> ReconflowError:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return DiskFullError(
-                "There is no room on the disk for the results.",
-                suggestion="Free some space, or choose another --out folder.",
-            )
-        if error.errno in (errno.EEXIST, errno.ENOTDIR):
-            file = next(path for path in (self.folder, *self.folder.parents) if path.exists())
-            return StorageUnreachableError(
-                f"The results need a folder, but {file.name} is a file.", suggestion="Choose another --out folder."
-            )
-        return StorageUnreachableError(
-            f"The output folder cannot be written ({error.strerror}).",
-            suggestion="Choose another --out folder, or make this one writable.",
-        )
 
 
 def _read(path: Path) -> bytes | None:

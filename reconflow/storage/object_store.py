@@ -18,6 +18,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from reconflow.errors import IncompleteResultsError, ValidationFailedError
+from reconflow.failures import folder_errors
 from reconflow.outputs.package import MANIFEST_NAME, FileEntry, Manifest, read_manifest
 from reconflow.outputs.runs import check_run_id
 from reconflow.storage.access import access_for
@@ -84,8 +85,9 @@ class ObjectStore:
     def open_workspace(self, run_id: str) -> Workspace:
         """Create the run's scratch folders on this machine."""
         workspace = Workspace(run_id, *scratch_folders(self.uri, run_id))
-        workspace.root.mkdir(parents=True, exist_ok=True)
-        workspace.work.mkdir(parents=True, exist_ok=True)
+        with folder_errors("cache folder", "Make it writable, or name another one with RECONFLOW_CACHE."):
+            workspace.root.mkdir(parents=True, exist_ok=True)
+            workspace.work.mkdir(parents=True, exist_ok=True)
         return workspace
 
     def begin_attempt(self, run_id: str) -> None:

@@ -54,7 +54,7 @@ def touched_s(path: Path) -> float:
 
 def _modified_times(path: Path) -> Iterator[float]:
     for item in (path, *(path.rglob("*") if path.is_dir() else ())):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             yield item.stat().st_mtime
 
 

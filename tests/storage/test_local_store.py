@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from small_runs import publish_run, written
 
-from reconflow.errors import IncompleteResultsError
+from reconflow.errors import (
+    DiskFullError,
+    IncompleteResultsError,
+    ReconflowError,
+    StorageRefusedError,
+    StorageUnreachableError,
+)
+from reconflow.failures import folder_errors
+from reconflow.run_lock import sole_attempt
 from reconflow.storage import LocalStore, open_store
 
 RUN = "abcd1234"
@@ -83,3 +93,46 @@ def test_what_a_dead_process_left_is_swept_once_it_is_old(folder_store: LocalSto
     assert folder_store.sweep(3600).files == 2
     assert not any(path.exists() for path in left)
     assert workspace.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("in_the_way", "work"),
+    [
+        (f"runs/{RUN}", lambda store: store.open_workspace(RUN)),
+        (".work", lambda store: store.open_workspace(RUN)),
+        (".stages", lambda store: store.save_stage("infer", "key", {}, {})),
+        (".stages", lambda store: store.hold_stage("infer", "key", "mine")),
+        ("pins", lambda store: store.pin(RUN)),
+    ],
+)
+def test_what_stands_in_the_way_below_the_folder_is_said_with_a_code_and_without_a_path(
+    folder_store: LocalStore, in_the_way: str, work: Callable[[LocalStore], object]
+) -> None:
+    path = folder_store.folder / in_the_way
+    path.parent.mkdir(parents=True)
+    path.write_text("a file")
+    folder_store.prepare()
+    with pytest.raises(StorageUnreachableError, match=f"{path.name} is a file") as caught:
+        work(folder_store)
+    assert str(folder_store.folder) not in f"{caught.value} {caught.value.suggestion} {caught.value.details}"
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EACCES, StorageRefusedError),
+        (errno.EROFS, StorageRefusedError),
+        (errno.ENOSPC, DiskFullError),
+        (errno.ESTALE, StorageUnreachableError),
+    ],
+)
+def test_what_the_system_says_of_a_folder_has_a_code(number: int, kind: type[ReconflowError]) -> None:
+    with pytest.raises(kind) as caught, folder_errors("output folder", "Choose another one."):
+        raise OSError(number, os.strerror(number), "/srv/results/runs/abcd1234")
+    assert "/srv" not in str(caught.value)
+
+
+def test_a_lock_that_cannot_be_opened_is_said_with_a_code(folder_store: LocalStore) -> None:
+    (folder_store.open_workspace(RUN).work / ".lock").mkdir()
+    with pytest.raises(StorageUnreachableError), sole_attempt(lambda: folder_store.open_workspace(RUN)):
+        pytest.fail("there is no lock")

@@ -173,6 +173,14 @@ def test_an_endpoint_that_is_no_url_is_said_to_be_none(bucket: str, monkeypatch:
         open_store(f"s3://{bucket}/x").prepare()
 
 
+def test_a_cache_that_is_no_folder_is_said_to_be_none(bucket: str, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(StorageUnreachableError, match="cache is a file") as caught:
+        open_store(f"s3://{bucket}").open_workspace(RUN)
+    assert "RECONFLOW_CACHE" in caught.value.suggestion
+    expect_clean_text(caught.value)
+
+
 @pytest.fixture
 def guarded(s3_server: S3Server, bucket: str) -> Iterator[str]:
     """A bucket on a server that checks who asks."""

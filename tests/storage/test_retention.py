@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import publish_run, write_run, written
 
-from reconflow.errors import JobExpiredError
+from reconflow.errors import ErrorCode, JobExpiredError
 from reconflow.retention import ExpiryDecision, RetentionRules, apply_expiry, plan_expiry
 from reconflow.storage import ArtifactStore, LocalStore, PublishedRun, open_store
 
@@ -93,6 +93,16 @@ def test_one_run_that_cannot_be_removed_does_not_stop_the_others(tmp_path: Path)
     outcome = apply_expiry(store, plan_expiry(store, rules, NOW), rules)
     assert outcome.expired == ("bbbbbbbb",)
     assert set(outcome.failed) == {"aaaaaaaa"}
+
+
+def test_one_run_that_the_system_does_not_let_go_does_not_stop_the_others(tmp_path: Path) -> None:
+    store = aged_store(tmp_path, {"aaaaaaaa": 500, "bbbbbbbb": 500})
+    (tmp_path / "expired" / "aaaaaaaa.json").mkdir(parents=True)
+    rules = RetentionRules(max_age_days=1)
+    outcome = apply_expiry(store, plan_expiry(store, rules, NOW), rules)
+    assert outcome.expired == ("bbbbbbbb",)
+    assert outcome.failed["aaaaaaaa"].code is ErrorCode.STORAGE_UNREACHABLE
+    assert str(tmp_path) not in str(outcome.failed["aaaaaaaa"])
 
 
 def test_a_plan_is_applied_to_a_bucket_and_old_stage_results_go(bucket: str, tmp_path: Path) -> None:

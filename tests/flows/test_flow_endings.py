@@ -1,0 +1,81 @@
+"""Flows that cannot do their work end in a failed state that begins with a code and shows no folder of the machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+
+from reconflow.errors import ErrorCode, ServerRefusedError, ServerUnreachableError
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("prefect_server")]
+
+
+def expect_failed(state: Any, code: ErrorCode) -> str:
+    """Expect an end with a code and without a path; return what it says."""
+    assert state.is_failed()
+    message = str(state.message)
+    assert message.startswith(f"{code}: ")
+    assert not re.search(r"/\w+/\w+", message), message
+    return message
+
+
+def reconstruct_as_asked(params: Any) -> Any:
+    """Run the flow in this process with what the server would hand over."""
+    from flows.reconstruct import reconstruct
+
+    return reconstruct(params, return_state=True)
+
+
+def test_results_that_cannot_be_written_below_their_folder_are_told_with_a_code(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / ".work").write_text("a file")
+    state = reconstruct_as_asked({"dataset": str(dataset), "out": str(tmp_path)})
+    assert ".work is a file" in expect_failed(state, ErrorCode.STORAGE_UNREACHABLE)
+
+
+def test_a_fault_that_nobody_foresaw_is_told_with_a_code(dataset: Path) -> None:
+    state = reconstruct_as_asked({"dataset": str(dataset), "out": "~nobody-of-that-name/results"})
+    assert "RuntimeError" in expect_failed(state, ErrorCode.UNKNOWN_ERROR)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"dataset": "boxes", "stepz": 1}, "stepz: Extra inputs are not permitted."),
+        ({}, "dataset: Field required."),
+        ("boxes", "params: "),
+    ],
+)
+def test_parameters_that_the_server_let_through_are_refused_with_a_code(params: Any, said: str) -> None:
+    assert said in expect_failed(reconstruct_as_asked(params), ErrorCode.VALIDATION_FAILED)
+
+
+def test_a_report_that_cannot_be_told_says_why() -> None:
+    from flows.notify import notify
+
+    deleted = notify({"flow_run": str(uuid4()), "state": "Failed"}, return_state=True)  # type: ignore[call-overload]
+    expect_failed(deleted, ErrorCode.JOB_NOT_FOUND)
+    unknown = notify({"flow_run": str(uuid4()), "state": "Exploded"}, return_state=True)  # type: ignore[call-overload]
+    assert "state: " in expect_failed(unknown, ErrorCode.VALIDATION_FAILED)
+
+
+def test_what_the_server_does_is_said_of_the_server(client: SyncPrefectClient) -> None:
+    import httpx
+    from prefect.exceptions import ObjectNotFound
+
+    from flows.endings import known_error
+
+    with pytest.raises(httpx.ConnectError) as away:
+        httpx.get("http://127.0.0.1:9")
+    with pytest.raises(httpx.HTTPStatusError) as refused:
+        client.request("GET", "/no-such-route")
+    with pytest.raises(ObjectNotFound) as missing:
+        client.read_flow_run(uuid4())
+    kinds = [type(known_error(caught.value)) for caught in (away, refused, missing)]
+    assert kinds == [ServerUnreachableError, ServerRefusedError, ServerRefusedError]
