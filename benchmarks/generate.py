@@ -25,6 +25,7 @@ from torch import nn
 
 from benchmarks._full_size import full_size_network
 from benchmarks._voxels import sphere_shell
+from reconflow.gpus import visible_gpus
 from reconflow.reconviagen.checkpoints import CLASSES
 from reconflow.reconviagen.conditioning import LAYERS
 from reconflow.reconviagen.generation_stages import Stages
@@ -69,7 +70,8 @@ class Measured:
         guided: The same of a guided step.
         start_bytes: Resident before the network was made.
         weight_bytes: Of the network.
-        peak_bytes: Highest resident size, or of the GPU's memory that PyTorch held.
+        peak_bytes: Highest resident size; on a GPU the most that the process took of its memory: what PyTorch held,
+            used or not, and what CUDA and its libraries took beside.
         result: What came out, in words.
     """
 
@@ -139,6 +141,7 @@ def measure(name: str, device: str, views: int, voxels: int, steps: int, threads
         threads: Of the CPU.
     """
     torch.set_num_threads(threads)
+    gpu_free = visible_gpus()[0].memory_free_bytes if device != "cpu" else 0
     torch.zeros(1, device=device)
     start = rss_bytes()
     network = full_size_network(ROLES[name], device)
@@ -148,7 +151,7 @@ def measure(name: str, device: str, views: int, voxels: int, steps: int, threads
         torch.cuda.reset_peak_memory_stats()
     with torch.no_grad():
         found = _run(name, network, device, views, voxels, steps)
-    peak = peak_rss_bytes() if device == "cpu" else torch.cuda.max_memory_allocated()
+    peak = peak_rss_bytes() if device == "cpu" else _peak_of_gpu(gpu_free)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return replace(
         found,
@@ -157,6 +160,12 @@ def measure(name: str, device: str, views: int, voxels: int, steps: int, threads
         weight_bytes=weight_bytes,
         peak_bytes=peak,
     )
+
+
+def _peak_of_gpu(free_bytes: int) -> int:
+    """Return the most that this process has taken of a GPU of which so much was free before."""
+    beside = free_bytes - torch.cuda.mem_get_info()[0] - torch.cuda.memory_reserved()
+    return torch.cuda.max_memory_reserved() + max(beside, 0)
 
 
 def extrapolated(name: str, found: Measured, clock: int = 0) -> float:

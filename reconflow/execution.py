@@ -107,6 +107,20 @@ def check_device(model: ReconstructionModel, device: str, gpus: tuple[Gpu, ...] 
     return found
 
 
+def choose_gpu(gpus: tuple[Gpu, ...], isolation: Isolation) -> Gpu | None:
+    """Return the GPU that a model computes on; None without any.
+
+    A process of its own is shown the one with the most free memory; in this process it is CUDA's first.
+
+    Args:
+        gpus: That may be used, in CUDA's order.
+        isolation: Whether the model gets a process of its own.
+    """
+    if isolation == "process":
+        return max(gpus, key=lambda gpu: gpu.memory_free_bytes, default=None)
+    return next(iter(gpus), None)
+
+
 def _torch_uses_gpus() -> bool:
     import torch
 

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import Final
 
 from reconflow.child_process import run_in_child
-from reconflow.gpus import visible_gpus
+from reconflow.gpus import VISIBLE_VARIABLE, visible_gpus
 from reconflow.progress import OnProgress
-from reconflow.request import Device
 from reconflow.resources import GIB, rss_bytes
 from reconflow.run_context import RunSite
 from reconflow.run_lock import remove_leftovers
@@ -42,7 +41,9 @@ def infer_in_child(
     }
     rss_before, gpu_before = rss_bytes(), _free_gpu_bytes(model)
     try:
-        result = run_in_child("reconflow.stages:infer_apart", arguments, on_progress, keeper.on_event)
+        result = run_in_child(
+            "reconflow.stages:infer_apart", arguments, on_progress, keeper.on_event, child_environment(model)
+        )
     finally:
         remove_leftovers(site.workspace)
     memory = MemoryRecord(
@@ -52,6 +53,11 @@ def infer_in_child(
         gpu_free_after_bytes=await_free(gpu_before, lambda: _free_gpu_bytes(model)),
     )
     return InferResult.model_validate(result).noting(*_missing_text(memory), isolation="process", memory=memory)
+
+
+def child_environment(model: ModelResult) -> dict[str, str]:
+    """Return what a model's process has in its environment beside this one's: the one GPU that it may see."""
+    return {} if model.gpu is None else {VISIBLE_VARIABLE: model.gpu}
 
 
 def await_free(
@@ -84,4 +90,6 @@ def _missing_text(memory: MemoryRecord) -> list[str]:
 
 
 def _free_gpu_bytes(model: ModelResult) -> tuple[int, ...]:
-    return tuple(gpu.memory_free_bytes for gpu in visible_gpus()) if model.device == Device.CUDA else ()
+    if model.gpu is None:
+        return ()
+    return tuple(gpu.memory_free_bytes for gpu in visible_gpus() if gpu.uuid == model.gpu)

@@ -164,7 +164,9 @@ class ModelResult(StageResult, frozen=True, extra="forbid"):
     available_memory_bytes: int | None
     needed_gpu_bytes: int = 0
     available_gpu_bytes: int | None = None
-    """Of the GPU with the most free memory; None without one."""
+    """Of the GPU that it computes on; None without one."""
+    gpu: str | None = None
+    """That GPU's lasting identifier."""
     weights: str = ""
     """A name for the content of its weights; empty for a model without."""
 

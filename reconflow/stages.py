@@ -19,7 +19,7 @@ from reconflow.datasets.dataset import Dataset
 from reconflow.datasets.loading import load_dataset
 from reconflow.datasets.sources import describe_source
 from reconflow.errors import IncompleteResultsError, QualityThresholdError, ReconflowError
-from reconflow.execution import check_device, choose_device, choose_isolation
+from reconflow.execution import check_device, choose_device, choose_gpu, choose_isolation
 from reconflow.outputs.files import write_json
 from reconflow.outputs.package import RunStatus, ScaleSource, write_package
 from reconflow.outputs.previews import write_previews, write_turntable
@@ -136,14 +136,15 @@ def load(site: RunSite, name: str, dataset: DatasetResult, on_progress: OnProgre
     on_progress(0, 1, f"load: making {name} ready")
     request = site.run.request
     device = choose_device(models.make_model(name), request.device)
-    isolated = choose_isolation(device, site.run.isolation) == "process"
+    isolation = choose_isolation(device, site.run.isolation)
+    isolated = isolation == "process"
     model = models.make_model(name) if isolated else models.known_model(name, device)
-    gpus = check_device(model, device)
+    gpu = choose_gpu(check_device(model, device), isolation)
     options = request.options(name)
     needs = estimate_needs(dataset.pixels, len(dataset.views), options.settings(), device)
     available = available_memory_bytes()
     check_memory(needs, available)
-    check_gpu_memory(needs, gpus)
+    check_gpu_memory(needs, gpu)
     check_disk(needs, site.workspace.work)
     weights = models.identify_weights(name, options, named(on_progress, "load"))
     if not isolated:
@@ -156,7 +157,8 @@ def load(site: RunSite, name: str, dataset: DatasetResult, on_progress: OnProgre
         needed_memory_bytes=needs.memory_bytes,
         available_memory_bytes=available,
         needed_gpu_bytes=needs.gpu_bytes,
-        available_gpu_bytes=max((gpu.memory_free_bytes for gpu in gpus), default=None),
+        available_gpu_bytes=None if gpu is None else gpu.memory_free_bytes,
+        gpu=None if gpu is None else gpu.uuid,
         weights=weights,
     )
 

@@ -21,7 +21,7 @@ from reconflow.reconviagen.generation_stages import Stages, check_room
 from reconflow.reconviagen.inference import GenerationSettings, encode_views, generate
 from reconflow.reconviagen.memory_needs import GPU_CONTEXT_BYTES, STAGES, peak_bytes, stage_bytes, what_helps
 from reconflow.reconviagen.networks import PipelineFacts, Role
-from reconflow.reconviagen.options import ReconviagenOptions
+from reconflow.reconviagen.options import RandomWeights, ReconviagenOptions
 from reconflow.reconviagen.random_networks import tiny_networks
 from reconflow.reconviagen.sampling import SamplerSettings
 from reconflow.resources import GIB, estimate_needs
@@ -55,17 +55,21 @@ def test_the_benchmark_measures_networks_of_the_published_sizes(manifests: Path)
         assert ours == {name: shape for name, (_, shape) in official.items()}
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("stage", ["latent_condition", "gaussians", "mesh"])
-def test_an_estimate_bounds_what_a_small_case_takes(stage: str) -> None:
+def test_an_estimate_bounds_what_a_small_case_takes(stage: str, device: str) -> None:
+    if device != "cpu" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
     size = {"views": 1, "voxels": 500, "steps": 1, "threads": 1}
     options = [text for name, value in size.items() for text in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "benchmarks.generate", "--child", "--stages", stage, *options]
+    command = [sys.executable, "-m", "benchmarks.generate", "--child", "--device", device, "--stages", stage, *options]
     found: dict[str, Any] = json.loads(
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
     )
     taken = found["peak_bytes"] - found["start_bytes"]
-    estimate = stage_bytes(stage, "cpu", views=1, voxels=500)
-    assert found["weight_bytes"] < taken <= estimate <= 1.5 * taken + 256 * 2**20
+    estimate = stage_bytes(stage, device, views=1, voxels=500) + (GPU_CONTEXT_BYTES if device != "cpu" else 0)
+    assert found["weight_bytes"] < taken <= estimate
+    assert device != "cpu" or estimate <= 1.5 * taken + 256 * 2**20
 
 
 def test_more_views_and_more_voxels_need_more() -> None:
@@ -77,6 +81,16 @@ def test_more_views_and_more_voxels_need_more() -> None:
     whole = estimate_needs(6 * 512**2, 6, options.settings())
     assert 4 * GIB < whole.memory_bytes < 8 * GIB
     assert estimate_needs(6 * 512**2, 6, options.settings(), "cuda").gpu_bytes < 14e9
+
+
+def test_on_a_gpu_the_main_memory_has_to_hold_the_raw_mesh_and_the_gaussians() -> None:
+    few, many = (
+        estimate_needs(6 * 512**2, 6, ReconviagenOptions(max_voxels=voxels).settings(), "cuda").memory_bytes
+        for voxels in (1_000, 20_000)
+    )
+    assert many - few == 19_000 * (64 * 320 + 32 * 500)
+    tiny = ReconviagenOptions(random_weights=RandomWeights.TINY).settings()
+    assert estimate_needs(6 * 512**2, 6, tiny, "cuda").memory_bytes < few
 
 
 class NoneOpened:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from reconflow.errors import (
@@ -10,11 +12,13 @@ from reconflow.errors import (
     ModelUnavailableError,
     ValidationFailedError,
 )
-from reconflow.execution import DEVICE_VARIABLE, check_device, choose_device, choose_isolation
-from reconflow.gpus import Gpu
+from reconflow.execution import DEVICE_VARIABLE, check_device, choose_device, choose_gpu, choose_isolation
+from reconflow.gpus import Gpu, visible_gpus
+from reconflow.isolated_stage import child_environment
 from reconflow.nvdiffrec.model import NvdiffrecModel
 from reconflow.resources import GIB, Needs, check_gpu_memory
 from reconflow.run_context import Isolation
+from reconflow.stage_results import ModelResult, StageRecord
 
 GPU = Gpu(0, "GPU-0", "H", "600", 24 * GIB, 10 * GIB)
 
@@ -88,11 +92,34 @@ def test_a_gpu_that_is_there_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_device(GpuModel(), "cuda", (GPU,)) == (GPU,)
 
 
-def test_what_no_gpu_has_room_for_is_not_started() -> None:
-    check_gpu_memory(Needs(0, 0, gpu_bytes=10 * GIB), (GPU,))
-    check_gpu_memory(Needs(0, 0, gpu_bytes=99 * GIB), ())
+def test_what_the_gpu_has_no_room_for_is_not_started() -> None:
+    check_gpu_memory(Needs(0, 0, gpu_bytes=10 * GIB), GPU)
+    check_gpu_memory(Needs(0, 0, gpu_bytes=99 * GIB), None)
     with pytest.raises(MemoryExhaustedError, match=r"12\.0 GiB of GPU memory and 10\.0 GiB"):
-        check_gpu_memory(Needs(0, 0, gpu_bytes=12 * GIB), (GPU,))
+        check_gpu_memory(Needs(0, 0, gpu_bytes=12 * GIB), GPU)
+
+
+def test_of_several_gpus_a_process_of_its_own_sees_the_freest_alone_and_that_one_is_checked() -> None:
+    busy, free = replace(GPU, memory_free_bytes=GIB), replace(GPU, index=1, uuid="GPU-1", memory_free_bytes=9 * GIB)
+    chosen = choose_gpu((busy, free), "process")
+    assert chosen == free
+    model = ModelResult(
+        record=StageRecord(stage="load", seconds=1.0, cpu_seconds=1.0, peak_rss_bytes=1),
+        name="reconviagen",
+        version="1",
+        device="cuda",
+        needed_memory_bytes=1,
+        available_memory_bytes=2,
+        gpu=free.uuid,
+    )
+    assert visible_gpus((busy, free), child_environment(model)) == (free,)
+    assert child_environment(model.model_copy(update={"device": "cpu", "gpu": None})) == {}
+
+
+def test_in_a_process_that_is_there_already_the_first_gpu_is_used_and_checked() -> None:
+    busy, free = replace(GPU, memory_free_bytes=GIB), replace(GPU, index=1, uuid="GPU-1", memory_free_bytes=9 * GIB)
+    assert choose_gpu((busy, free), "none") == busy
+    assert choose_gpu((), "none") is choose_gpu((), "process") is None
 
 
 @pytest.mark.parametrize(
