@@ -174,7 +174,18 @@ def _apply_deployments(
     wanting = [change.name for change in changes if change.action != "keep"]
     if not dry_run and wanting:
         _run_prefect_deploy(root, wanting)
+        for name in wanting:
+            _close_form(client, name, desired[name].content["form"])
     return changes
+
+
+def _close_form(client: SyncPrefectClient, name: str, form: dict[str, Any]) -> None:
+    """Let the server refuse parameters that the flow does not have: Prefect's own form lets them through.
+
+    A run with one would crash before the flow begins, again at each recovery.
+    """
+    path = {"id": client.read_deployment_by_name(name).id}
+    client.request("PATCH", "/deployments/{id}", path_params=path, json={"parameter_openapi_schema": form})
 
 
 def _run_prefect_deploy(root: Path, names: list[str]) -> None:

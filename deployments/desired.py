@@ -111,7 +111,7 @@ def _from_file(root: Path, deployment: dict[str, Any], pull: list[Any]) -> Deplo
             key=_slug,
         ),
         "pull": deployment.get("pull") or pull,
-        "form": parameter_schema(flow).model_dump_for_openapi(),
+        "form": {**parameter_schema(flow).model_dump_for_openapi(), "additionalProperties": False},
     }
     return DeploymentFacts(f"{flow.name}/{deployment['name']}", content)
 

@@ -106,6 +106,7 @@ def test_what_was_deployed_is_what_the_repository_says(api: httpx.Client) -> Non
         assert entry["tags"] == ["reconflow"]
         assert entry["job_variables"]["stream_output"] is False
         assert entry["enforce_parameter_schema"] is True
+        assert entry["parameter_openapi_schema"]["additionalProperties"] is False
     assert deployment(api, "reconstruct/on-demand")["parameters"] == {"params": {"out": "s3://results"}}
     pool = api.get("/work_pools/gpu").json()["base_job_template"]["variables"]["properties"]
     assert pool["stream_output"]["default"] is False

@@ -106,14 +106,24 @@ def test_a_service_gets_one_run_for_one_idempotency_key(
     assert (again.status_code, again.json()["id"]) == (200, finished["id"])
 
 
-def test_parameters_that_do_not_exist_fail_the_run_before_it_begins(api: Api, params: dict[str, Any]) -> None:
-    answer = api.start(RECONSTRUCT, {**params, "stepz": 1})
-    if answer.is_success:
-        run = api.wait(answer.json()["id"], "FAILED")
-        assert "stepz" in run["state"]["message"]
-        assert not api.artifacts(run["id"])
-    else:
-        assert answer.status_code in (409, 422)
+@pytest.mark.parametrize("place", ["in params", "beside params"])
+def test_a_parameter_that_does_not_exist_is_refused_by_the_server(api: Api, params: dict[str, Any], place: str) -> None:
+    more = {"stepz": 1}
+    asked = {"params": {**params, **more}} if place == "in params" else {"params": params, **more}
+    deployment = api.ask("GET", f"/deployments/name/{RECONSTRUCT}").json()["id"]
+    answer = api.ask("POST", f"/deployments/{deployment}/create_flow_run", {"parameters": asked})
+    assert answer.status_code == 409
+    assert "'stepz' was unexpected" in answer.json()["detail"]
+
+
+def test_a_parameter_that_the_server_was_told_not_to_check_is_refused_by_the_flow(
+    api: Api, params: dict[str, Any]
+) -> None:
+    unchecked = api.start(RECONSTRUCT, {**params, "stepz": 1}, enforce_parameter_schema=False)
+    run = api.wait(unchecked.json()["id"], "FAILED")
+    assert run["state"]["message"].startswith("VALIDATION_FAILED: ")
+    assert "stepz" in run["state"]["message"]
+    assert not api.artifacts(run["id"])
 
 
 def test_a_finished_run_shows_progress_quality_previews_and_summary(api: Api, finished: dict[str, Any]) -> None:
