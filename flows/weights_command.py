@@ -28,6 +28,7 @@ _FROM_HELP = (
     "found first."
 )
 
+_ANEW_HELP = "Record what is there now: files were replaced on purpose."
 _ACCEPT_HELP = "I have read the licences that restrict use, and accept them."
 
 weights_app = typer.Typer(no_args_is_help=True, help="The weights of reconviagen: fetch, verify, status.")
@@ -65,6 +66,7 @@ def fetch_command(
 @weights_app.command("verify")
 def verify_command(
     into: Annotated[Path | None, typer.Option("--into", metavar="FOLDER", help=_INTO_HELP)] = None,
+    anew: Annotated[bool, typer.Option("--anew", help=_ANEW_HELP)] = False,  # noqa: FBT002
     as_json: Annotated[bool, typer.Option("--json", help="Print the checksums as JSON.")] = False,  # noqa: FBT002
 ) -> None:
     """Read every file and compare it with what was recorded; record what was not."""
@@ -75,7 +77,7 @@ def verify_command(
         from reconflow.reconviagen.weights_record import check_files
 
         folder = WeightsFolder((into or default_folder()).expanduser())
-        checksums = check_files(folder, on_progress=on_progress)
+        checksums = check_files(folder, anew=anew, on_progress=on_progress)
     if as_json:
         typer.echo(json.dumps({"files": checksums, "digest": digest_of(checksums)}, indent=2))
     else:

@@ -172,13 +172,15 @@ class PublishedNetworks:
         self.facts = read_facts(folder)
         self._folder = folder
         self._notes = list(revision_notes(folder).values())
+        self._states = {file.name: _state(folder.need(file)) for file in folder.files()}
 
     @contextmanager
     def open(self, role: Role) -> Iterator[Any]:
         """Load a network.
 
         Raises:
-            WeightsInvalidError: Its file is damaged, or holds other tensors than the network; all are listed.
+            WeightsInvalidError: Its file is damaged, was replaced since the first network was opened, or holds other
+                tensors than the network; all are listed.
         """
         network = self._load(role)
         try:
@@ -196,21 +198,30 @@ class PublishedNetworks:
     def _load(self, role: Role) -> nn.Module:
         if role == Role.DINOV2:
             network = _on_meta(DinoVisionTransformer)
-            state = read_pth(self._folder.need(DINOV2_FILE), DINOV2_FILE.name)
+            state = read_pth(self._same(DINOV2_FILE), DINOV2_FILE.name)
             shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
             fill_network(network, shapes, state.__getitem__, device=self.device, source=DINOV2_FILE.name)
             return network
         if role == Role.VGGT:
-            config = read_as(_VggtArguments, read_json(self._folder.need(VGGT_CONFIG), VGGT_CONFIG), VGGT_CONFIG)
+            config = read_as(_VggtArguments, read_json(self._same(VGGT_CONFIG), VGGT_CONFIG), VGGT_CONFIG)
             network = _on_meta(VGGT, heads=(), **config.model_dump())
-            self._fill(network, self._folder.need(VGGT_FILE), VGGT_FILE.name, (*IGNORED_PREFIXES, *_HEADS))
+            self._fill(network, self._same(VGGT_FILE), VGGT_FILE.name, (*IGNORED_PREFIXES, *_HEADS))
             return network
+        self._same(PIPELINE_FILE)
         configuration, weights = self._folder.role_files(role)
-        facts = read_as(_Configuration, read_json(self._folder.need(configuration), configuration), configuration)
+        facts = read_as(_Configuration, read_json(self._same(configuration), configuration), configuration)
         network = build_network(facts.model_dump(), device=self.device, source=configuration.name)
-        self._fill(network, self._folder.need(weights), weights.name)
+        self._fill(network, self._same(weights), weights.name)
         self._notes += unusual_buffers(network)
         return network
+
+    def _same(self, file: WeightFile) -> Path:
+        """Return where a file is; the networks of one generation are those that were there at its start."""
+        path = self._folder.need(file)
+        if _state(path) != self._states.get(file.name):
+            problem = "it was replaced while it was in use"
+            raise invalid_error([fault(file, problem)], "Start the run again: it then uses what is there now.")
+        return path
 
     def _fill(self, network: nn.Module, path: Path, name: str, ignored: tuple[str, ...] = ()) -> None:
         with opened_safetensors(path, name) as (shapes, read):
@@ -250,6 +261,11 @@ def free_memory(device: str) -> None:
     gc.collect()
     if device != "cpu":
         torch.cuda.empty_cache()
+
+
+def _state(path: Path) -> tuple[int, int]:
+    facts = path.stat()
+    return facts.st_size, facts.st_mtime_ns
 
 
 def _on_meta(kind: type[nn.Module], **arguments: Any) -> nn.Module:

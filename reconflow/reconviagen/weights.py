@@ -324,13 +324,15 @@ def missing_error(files: Iterable[WeightFile]) -> WeightsMissingError:
     )
 
 
-def invalid_error(faults: list[dict[str, str]]) -> WeightsInvalidError:
+def invalid_error(
+    faults: list[dict[str, str]], suggestion: str = "Remove the files named and fetch them again."
+) -> WeightsInvalidError:
     """Return the error that lists what is wrong with which file."""
     named = "; ".join(f"{one['file']}: {one['message']}" for one in faults[:4])
     more = f"; and {len(faults) - 4} more" * (len(faults) > 4)
     return WeightsInvalidError(
         f"Weights of reconviagen cannot be used. {named}{more}.",
-        suggestion="Remove the files named and fetch them again.",
+        suggestion=suggestion,
         faults=faults,
     )
 

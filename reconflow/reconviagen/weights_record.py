@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from reconflow.errors import DiskFullError, WeightsInvalidError
 from reconflow.outputs.files import sha256_of, write_json
@@ -29,6 +29,11 @@ from reconflow.reconviagen.weights import (
     missing_error,
 )
 from reconflow.storage.cache import cache_root
+
+_SUGGESTION: Final = (
+    "Remove the files named and fetch them again. If they were replaced on purpose, run "
+    "`reconflow weights verify --anew`, with --into FOLDER for another folder than the machine's own."
+)
 
 
 @dataclass
@@ -91,13 +96,18 @@ class WeightsLock:
 
 
 def check_files(
-    folder: WeightsFolder, *, thoroughly: bool = True, on_progress: OnProgress = ignore_progress
+    folder: WeightsFolder,
+    *,
+    thoroughly: bool = True,
+    anew: bool = False,
+    on_progress: OnProgress = ignore_progress,
 ) -> dict[str, str]:
     """Compare every file with what was recorded of it, and record what was not, or is another file of that content.
 
     Args:
         folder: The weights.
         thoroughly: Read every file; else only those whose size or time has changed since they were recorded.
+        anew: Record what is there now, also where something else was recorded.
         on_progress: Told of every file.
 
     Returns:
@@ -120,14 +130,16 @@ def check_files(
             faults.append(fault(file, f"{facts.st_size} bytes instead of {file.size}"))
         elif known is None or thoroughly or not _is_as_recorded(known, facts):
             found[file.name] = sha256_of(path)
-            expected = file.sha256 or (known or {}).get("sha256")
-            if expected not in (None, found[file.name]):
+            replaced = known is not None and known["sha256"] != found[file.name]
+            if file.sha256 not in (None, found[file.name]):
+                faults.append(fault(file, "its content is not what is published"))
+            elif replaced and not anew:
                 faults.append(fault(file, "its content is not what was recorded"))
-            lock.record(file, facts, found[file.name])
+            lock.record(file, facts, found[file.name], {} if replaced else None)
         else:
             found[file.name] = known["sha256"]
     if faults:
-        raise invalid_error(faults)
+        raise invalid_error(faults, _SUGGESTION)
     if lock.files != before:
         with suppress(OSError, DiskFullError):  # where nothing can be written, the files are read at every use
             lock.write()

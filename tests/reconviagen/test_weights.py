@@ -133,6 +133,16 @@ def test_a_network_is_gone_when_its_block_ends(published: Path) -> None:
     assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
 
 
+def test_networks_of_one_generation_are_those_that_were_there_at_its_start(copy: Path, published: Path) -> None:
+    provider, name = PublishedNetworks(WeightsFolder(copy)), "trellis-vggt-v0-2/ckpts/slat_vggt_cond.safetensors"
+    shutil.copyfile(published / name, copy / name)  # as when a bucket's weights were replaced for another run
+    with pytest.raises(WeightsInvalidError, match="replaced while") as caught, provider.open(Role.LATENT_CONDITION):
+        pass
+    assert "again" in caught.value.suggestion
+    with provider.open(Role.STRUCTURE_CONDITION):
+        pass
+
+
 def test_float16_files_become_float32_on_the_cpu(copy: Path) -> None:
     path = copy / "trellis-vggt-v0-2" / STEM.format("slat_vggt_cond.safetensors")
     save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
@@ -301,8 +311,12 @@ def test_what_a_machine_recorded_of_a_folder_gives_way_to_what_is_recorded_in_it
     path.write_text(path.read_text("utf-8") + " ", "utf-8")
     check_files(folder)  # the first of this content, on this machine
     path.write_text(path.read_text("utf-8") + " ", "utf-8")
-    with pytest.raises(WeightsInvalidError, match="not what was recorded"):
+    with pytest.raises(WeightsInvalidError, match="not what was recorded") as caught:
         check_files(folder)
+    assert "weights verify --anew" in caught.value.suggestion
+    accepted = CliRunner().invoke(cli.app, ["weights", "verify", "--anew", "--into", str(copy)])
+    assert accepted.exit_code == 0, accepted.stderr
+    assert len(check_files(folder)) == 18
     path.write_text(path.read_text("utf-8").rstrip(), "utf-8")
     (copy / LOCK_NAME / "occupied").rmdir()
     (copy / LOCK_NAME).rmdir()
