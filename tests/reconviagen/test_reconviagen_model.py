@@ -41,8 +41,12 @@ FACES = np.array(
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A brick, every side in its own colour, as a six-view folder of 96 px."""
-    root = tmp_path_factory.mktemp("data") / "brick"
+    """A brick as a six-view folder of 96 px."""
+    return write_brick(tmp_path_factory.mktemp("data") / "brick", 96)
+
+
+def write_brick(root: Path, size: int) -> Path:
+    """Write a six-view folder of a brick, every side of which has its own colour; pictures of so many pixels a side."""
     corners = np.array([[x, y, z] for x in (-0.2, 0.2) for y in (-0.12, 0.12) for z in (-0.15, 0.15)], np.float32)
     texture = np.random.default_rng(7).integers(40, 220, (4, 4, 3)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
     side = np.arange(12) // 2
@@ -50,7 +54,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     uvs = (centres[:, None] + np.array([[-0.05, -0.05], [0.05, -0.05], [0.0, 0.05]])).reshape(-1, 2)
     uv_faces = np.arange(36, dtype=np.int32).reshape(-1, 3)
     brick = TexturedMesh(TriangleMesh(corners, FACES), uvs.astype(np.float32), uv_faces, texture)
-    cameras = six_axis_rig(math.radians(45), 1.0, (96, 96))
+    cameras = six_axis_rig(math.radians(45), 1.0, (size, size))
     photos, depths = {}, {}
     for camera in cameras:
         render = render_textured(brick, camera)
@@ -131,41 +135,52 @@ def test_a_refined_run_stores_everything_and_says_what_it_was_refined_from(datas
 
 
 RUN = """
-import sys
+import json, sys
+from functools import partial
 from pathlib import Path
+from reconflow import stages
 from reconflow.errors import QualityThresholdError
+from reconflow.outputs.previews import write_turntable
+from reconflow.nvdiffrec.options import Preset
 from reconflow.pipeline import run_pipeline
+from reconflow.reconviagen.options import _PRESETS
 from tests.reconviagen.test_reconviagen_model import request_for
 import torch
 torch.set_num_threads(int(sys.argv[3]))
-request = request_for(Path(sys.argv[1]), Path(sys.argv[2]), refine="nvdiffrec", steps=12, resolution=96)
+stages.write_turntable = partial(write_turntable, frames=2, size=64)
+_PRESETS[Preset.DRAFT] |= {"gaussian_views": 4, "gaussian_size": 128, "visibility_views": 20}
 try:
-    run_pipeline(request, run_id="refined1")
+    run_pipeline(request_for(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads(sys.argv[4])), run_id="threads1")
 except QualityThresholdError:
     print("stored")
 """
 
 
+def stored_with_threads(dataset: Path, folder: Path, **options: object) -> list[dict[str, str]]:
+    """Run with one and with two threads at once, in processes of their own; returns checksums by file of each."""
+    started = []
+    for threads in ("1", "2"):
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+        command = [sys.executable, "-c", RUN, str(dataset), str(folder / threads), threads, json.dumps(options)]
+        environment = os.environ | dict.fromkeys(names, threads)
+        root = Path(__file__).parents[2]
+        started.append(subprocess.Popen(command, env=environment, cwd=root, stdout=subprocess.PIPE, text=True))
+    assert [process.communicate()[0].strip() for process in started] == ["stored", "stored"]
+    manifests = [read_manifest(folder / threads / "runs" / "threads1") for threads in ("1", "2")]
+    return [{entry.path: entry.sha256 for entry in found.files if not entry.varies} for found in manifests]
+
+
+def test_runs_with_one_and_two_threads_store_the_same_files(tmp_path: Path) -> None:
+    one, two = stored_with_threads(write_brick(tmp_path / "brick", 64), tmp_path, target_faces=300)
+    assert {"reconviagen/mesh.glb", "reconviagen/gaussians.ply", "reconviagen/texture_kd.png"} <= set(one)
+    assert one == two
+
+
 @pytest.mark.slow
 def test_refined_runs_with_one_and_two_threads_store_the_same_files(dataset: Path, tmp_path: Path) -> None:
-    stored = []
-    for threads in ("1", "2"):
-        limits = dict.fromkeys(
-            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), threads
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", RUN, str(dataset), str(tmp_path / threads), threads],
-            env={**os.environ, **limits},
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.strip() == "stored"
-        manifest = read_manifest(tmp_path / threads / "runs" / "refined1")
-        stored.append({entry.path: entry.sha256 for entry in manifest.files if not entry.varies})
-    assert len(stored[0]) > 15
-    assert stored[0] == stored[1]
+    one, two = stored_with_threads(dataset, tmp_path, refine="nvdiffrec", steps=12, resolution=96)
+    assert len(one) > 15
+    assert one == two
 
 
 def test_without_weights_a_run_ends_before_anything_is_computed_and_says_what_to_fetch(
