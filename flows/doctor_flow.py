@@ -10,10 +10,11 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
-from prefect.states import Failed
+from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.doctor import MIN_DISK_GB, MIN_GPU_MEMORY_GB, Finding, Needs, examine_machine
+from flows.stoppable import unless_cancelled
 from reconflow.request import ModelName
 
 
@@ -38,15 +39,19 @@ class DoctorRequest(BaseModel):
     result_serializer="json",
     persist_result=False,
 )
-def doctor(params: DoctorRequest) -> dict[str, Any] | State[Any]:
+def doctor(params: DoctorRequest) -> State[Any]:
     """Examine this machine.
 
     Args:
         params: What for.
 
     Returns:
-        The findings; the run fails with the codes of those that are not well.
+        A state whose data is the findings; the run fails with the codes of those that are not well.
     """
+    return unless_cancelled(lambda _: _examine(params))
+
+
+def _examine(params: DoctorRequest) -> State[Any]:
     device = os.environ.get("RECONFLOW_DEVICE", "cpu")
     needs = Needs(
         device=device,
@@ -62,7 +67,7 @@ def doctor(params: DoctorRequest) -> dict[str, Any] | State[Any]:
     ill = [finding for finding in findings if not finding.ok]
     if ill:
         return Failed(message=" ".join(f"{finding.code}: {finding.value}. {finding.suggestion}" for finding in ill))
-    return {"findings": [asdict(finding) for finding in findings]}
+    return Completed(message="All is well.", data={"findings": [asdict(finding) for finding in findings]})
 
 
 def _row(finding: Finding) -> dict[str, str]:

@@ -16,14 +16,15 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.states import Failed
+from prefect.states import Completed
 
 from blocks.artifact_store import using_locations
 from flows.cancellation import CancellationDesk
 from flows.expire_request import ExpireRequest, ExpiryReport, make_report, protect
 from flows.notification_records import sweep_tellings
 from flows.run_ids import run_id_of
-from reconflow.errors import ReconflowError
+from flows.stoppable import unless_cancelled
+from reconflow.progress import OnProgress, ignore_progress
 from reconflow.retention import apply_expiry, plan_expiry
 from reconflow.storage import open_store
 
@@ -50,32 +51,36 @@ def name_run() -> str:
     result_serializer="json",
     persist_result=False,
 )
-def expire(params: ExpireRequest) -> dict[str, Any] | State[Any]:
+def expire(params: ExpireRequest) -> State[Any]:
     """Remove what the rules let expire.
 
     Args:
         params: From which store, by which rules, and whether really.
 
     Returns:
-        Counts and a row per run; see `flows.expire_request.ExpiryReport`.
+        A state whose message has the counts and whose data is a `flows.expire_request.ExpiryReport`.
     """
-    params = ExpireRequest.model_validate(params.model_dump())
-    try:
-        with get_client(sync_client=True) as client:
-            report = expire_with(client, params)
-    except ReconflowError as error:
-        return Failed(message=f"{error.code}: {error.message} {error.suggestion}", data=error)
+    request = ExpireRequest.model_validate(params.model_dump())
+    return unless_cancelled(lambda on_progress: _expire(request, on_progress))
+
+
+def _expire(params: ExpireRequest, on_progress: OnProgress) -> State[Any]:
+    with get_client(sync_client=True) as client:
+        report = expire_with(client, params, on_progress)
     create_table_artifact(table=report.table_rows(), key="expire", description=report.headline())
     get_run_logger().info(report.headline())
-    return report.model_dump(mode="json")
+    return Completed(message=report.headline(), data=report.model_dump(mode="json"))
 
 
-def expire_with(client: SyncPrefectClient, request: ExpireRequest) -> ExpiryReport:
+def expire_with(
+    client: SyncPrefectClient, request: ExpireRequest, on_progress: OnProgress = ignore_progress
+) -> ExpiryReport:
     """Do what the flow does, without showing it.
 
     Args:
         client: Of the Prefect server, which knows the runs at work and the requests to cancel.
         request: What is asked for.
+        on_progress: Called before each removal; may raise `Cancelled`.
     """
     now = datetime.now(UTC)
     with using_locations(request.out) as (out,):
@@ -83,7 +88,7 @@ def expire_with(client: SyncPrefectClient, request: ExpireRequest) -> ExpiryRepo
         decisions = protect(plan_expiry(store, request.rules, now), unfinished_run_ids(client))
         if request.dry_run:
             return make_report(decisions, now)
-        outcome = apply_expiry(store, decisions, request.rules)
+        outcome = apply_expiry(store, decisions, request.rules, on_progress)
     swept = {**asdict(outcome.swept), **_swept_records(client)}
     return make_report(decisions, now, outcome, swept)
 

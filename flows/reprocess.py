@@ -20,16 +20,17 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Failed
+from prefect.states import Completed
 
 from blocks.artifact_store import using_locations
 from blocks.model_weights import using_weights
 from flows.reprocess_report import REFUSED, RunOutcome, WalkReport, make_report, refusal_of, table_rows
 from flows.reprocess_request import ReprocessRequest
 from flows.run_ids import run_id_of
+from flows.stoppable import unless_cancelled
 from flows.submissions import Work, find_deployment, has_ended, latest_of, read_runs, submit
 from reconflow.datasets.sources import canonical_location, find_datasets
-from reconflow.errors import ReconflowError
+from reconflow.progress import OnProgress, ignore_progress
 from reconflow.reprocessing import Decision, Wanted, decide_all, submission_key, wanted_of
 from reconflow.request import RunRequest
 from reconflow.run_records import read_records
@@ -52,43 +53,48 @@ def name_walk() -> str:
     result_serializer="json",
     persist_result=False,
 )
-def reprocess(params: ReprocessRequest) -> dict[str, Any] | State[Any]:
+def reprocess(params: ReprocessRequest) -> State[Any]:
     """Bring the results of all datasets below a place up to date.
 
     Args:
         params: Which datasets, compared with which store, run how.
 
     Returns:
-        Counts and a row per dataset; see `flows.reprocess_report.WalkReport`. A run that fails is a row, not a failure
-        of the walk; what the walk itself cannot go on without is a failed state with code and way out.
+        A state whose message has the counts and whose data is a `flows.reprocess_report.WalkReport`. A run that fails
+        is a row of it, not a failure of the walk; what the walk itself cannot go on without is a failed state with
+        code and way out.
     """
-    params, began = ReprocessRequest.model_validate(params.model_dump()), datetime.now(UTC)
-    try:
-        with (
-            using_locations(params.datasets, params.out) as (datasets, out),
-            using_weights(params.options.get("weights")) as (weights,),
-        ):
-            wanted = wanted_of(params.request_for(datasets).model_copy(update={"out": out, "weights": weights}))
-            decisions = survey(datasets, wanted, params.attempts)
-        chosen = params.choose(decisions)
-        report = make_report(params, decisions, chosen, {})
-        show_report(report, "reprocess-decisions")
-        if not params.dry_run:
-            with get_client(sync_client=True) as client:
-                outcomes = Walk(client, params, wanted, began, datasets).run_all(chosen)
-            report = make_report(params, decisions, chosen, outcomes)
-            show_report(report, "reprocess-runs")
-            if (refusal := refusal_of(outcomes)) is not None:
-                raise refusal
-    except ReconflowError as error:
-        return Failed(message=f"{error.code}: {error.message} {error.suggestion}", data=error)
-    return report.model_dump(mode="json")
+    request = ReprocessRequest.model_validate(params.model_dump())
+    return unless_cancelled(lambda on_progress: _walk(request, on_progress))
+
+
+def _walk(params: ReprocessRequest, on_progress: OnProgress) -> State[Any]:
+    began = datetime.now(UTC)
+    with (
+        using_locations(params.datasets, params.out) as (datasets, out),
+        using_weights(params.options.get("weights")) as (weights,),
+    ):
+        wanted = wanted_of(params.request_for(datasets).model_copy(update={"out": out, "weights": weights}))
+        decisions = survey(datasets, wanted, params.attempts, on_progress)
+    chosen = params.choose(decisions)
+    report = make_report(params, decisions, chosen, {})
+    show_report(report, "reprocess-decisions")
+    if not params.dry_run:
+        with get_client(sync_client=True) as client:
+            outcomes = Walk(client, params, wanted, began, datasets, on_progress).run_all(chosen)
+        report = make_report(params, decisions, chosen, outcomes)
+        show_report(report, "reprocess-runs")
+        if (refusal := refusal_of(outcomes)) is not None:
+            raise refusal
+    return Completed(message=report.headline(), data=report.model_dump(mode="json"))
 
 
 @task(name="decide", cache_policy=NO_CACHE, persist_result=False)
-def survey(datasets: str, wanted: Wanted, attempts: int) -> list[Decision]:
-    """Decide for every dataset below a place, from listings and manifests."""
-    return decide_all(find_datasets(datasets), read_records(wanted.out), wanted, attempts)
+def survey(datasets: str, wanted: Wanted, attempts: int, on_progress: OnProgress) -> list[Decision]:
+    """Decide for every dataset below a place, from listings and manifests; `on_progress` may raise `Cancelled`."""
+    sources = find_datasets(datasets)
+    on_progress(0, len(sources), "reading manifests")
+    return decide_all(sources, read_records(wanted.out), wanted, attempts, on_progress)
 
 
 def show_report(report: WalkReport, key: str) -> None:
@@ -109,16 +115,24 @@ class Walk:
         wanted: How datasets are processed.
         began: When the walk looked into the store, or before.
         place: The datasets' place, where the request names a block.
+        on_progress: Called before each submission and each look at the runs; may raise `Cancelled`.
     """
 
     def __init__(
-        self, client: SyncPrefectClient, request: ReprocessRequest, wanted: Wanted, began: datetime, place: str
+        self,
+        client: SyncPrefectClient,
+        request: ReprocessRequest,
+        wanted: Wanted,
+        began: datetime,
+        place: str,
+        on_progress: OnProgress = ignore_progress,
     ) -> None:
         self._client = client
         self._request = request
         self._wanted = wanted
         self._began = began
         self._place = canonical_location(place)
+        self._on_progress = on_progress
         self._running: dict[str, FlowRun] = {}
         self._outcomes: dict[str, RunOutcome] = {}
 
@@ -128,13 +142,16 @@ class Walk:
         Raises:
             ValidationFailedError: There is no such deployment.
             ServerUnreachableError: The server does not answer; what was submitted goes on.
+            Cancelled: The walk is to stop; what was submitted goes on.
         """
         deployment = find_deployment(self._client, self._request.deployment) if chosen else UUID(int=0)
         ends = self._began + timedelta(hours=self._request.wait_hours)
         waiting = list(reversed(chosen))
         while (waiting or self._running) and datetime.now(UTC) < ends:
             while waiting and len(self._running) < self._request.in_flight:
+                self._on_progress(len(self._outcomes), len(chosen), "submitting")
                 self._submit(deployment, waiting.pop())
+            self._on_progress(len(self._outcomes), len(chosen), "waiting for runs")
             self._look()
             if self._running:
                 time.sleep(POLL_INTERVAL_S)

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 import reconflow
 from reconflow.datasets.sources import DatasetSource, canonical_location, content_digest, location_mark
 from reconflow.models import model_version, recorded_weights
+from reconflow.progress import OnProgress, ignore_progress
 from reconflow.request import RunRequest
 from reconflow.run_records import RunRecord
 
@@ -102,10 +103,11 @@ def wanted_of(request: RunRequest) -> Wanted:
 
 
 def decide_all(
-    sources: Iterable[DatasetSource],
+    sources: Sequence[DatasetSource],
     records: Iterable[RunRecord],
     wanted: Wanted,
     max_attempts: int = MAX_ATTEMPTS,
+    on_progress: OnProgress = ignore_progress,
 ) -> list[Decision]:
     """Decide for every dataset; see `decide`.
 
@@ -114,11 +116,16 @@ def decide_all(
         records: Of all runs in the store.
         wanted: How datasets are to be processed.
         max_attempts: So many failures of the same content, options and versions are the last.
+        on_progress: Called before each dataset; may raise `Cancelled`.
     """
     by_location: defaultdict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
         by_location[record.location].append(record)
-    return [decide(source, by_location[location_mark(source.location)], wanted, max_attempts) for source in sources]
+    decisions = []
+    for number, source in enumerate(sources):
+        on_progress(number, len(sources), "deciding")
+        decisions.append(decide(source, by_location[location_mark(source.location)], wanted, max_attempts))
+    return decisions
 
 
 def decide(

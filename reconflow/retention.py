@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, Field
 
 from reconflow.errors import IncompleteResultsError, JobExpiredError, JobNotFoundError, JobNotReadyError, ReconflowError
+from reconflow.progress import OnProgress, ignore_progress
 from reconflow.storage import ArtifactStore, PublishedRun, Sweepings
 
 _THREADS: Final = 16
@@ -106,19 +107,26 @@ def plan_expiry(store: ArtifactStore, rules: RetentionRules, now: datetime) -> l
     return decisions
 
 
-def apply_expiry(store: ArtifactStore, decisions: Sequence[ExpiryDecision], rules: RetentionRules) -> ExpiryOutcome:
+def apply_expiry(
+    store: ArtifactStore,
+    decisions: Sequence[ExpiryDecision],
+    rules: RetentionRules,
+    on_progress: OnProgress = ignore_progress,
+) -> ExpiryOutcome:
     """Remove the runs that a plan lets expire, and what the rules sweep; one that fails does not stop the others.
 
     Args:
         store: Where the runs are.
         decisions: From `plan_expiry`; pins are looked at again.
         rules: Those of the plan, for stage results and leftovers.
+        on_progress: Called before each run, and before the sweep; may raise `Cancelled`.
     """
     pinned = store.pinned_runs()
     expired, kept, failed = list[str](), list[str](), dict[str, ReconflowError]()
-    for decision in decisions:
+    for number, decision in enumerate(decisions):
         if not decision.expires:
             continue
+        on_progress(number, len(decisions), f"removing {decision.run_id}")
         if decision.run_id in pinned:
             kept.append(decision.run_id)
             continue
@@ -129,6 +137,7 @@ def apply_expiry(store: ArtifactStore, decisions: Sequence[ExpiryDecision], rule
             kept.append(decision.run_id)
         except ReconflowError as error:
             failed[decision.run_id] = error
+    on_progress(len(decisions), len(decisions), "sweeping")
     return ExpiryOutcome(tuple(expired), tuple(kept), failed, _sweep(store, rules))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun, State
@@ -37,3 +39,17 @@ def latest_artifact(client: SyncPrefectClient, key: str) -> dict[str, Any]:
     """Return the artifact that was made last under a key; earlier tests made others."""
     latest: dict[str, Any] = client.request("GET", "/artifacts/{key}/latest", path_params={"key": key}).json()
     return latest
+
+
+def begin_after_cancellation(client: SyncPrefectClient, flow: Any, request: BaseModel) -> State[Any]:
+    """Begin a flow run whose process starts late, after its run was cancelled; return how it ends."""
+    from prefect.flow_engine import run_flow
+    from prefect.states import Cancelled, Pending, Running
+
+    run = client.create_flow_run(flow, parameters={"params": request.model_dump(mode="json")}, state=Pending())
+    client.set_flow_run_state(run.id, Cancelled(message="Not needed."), force=True)
+    client.set_flow_run_state(run.id, Running(), force=True)
+    begun = client.read_flow_run(run.id)
+    state: State[Any] = run_flow(flow, flow_run=begun, parameters={"params": request}, return_type="state")  # type: ignore[assignment]
+    assert state_of(client, run).type == state.type
+    return state

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import flow_objects
 import pytest
-from server_objects import state_of
+from server_objects import begin_after_cancellation, state_of
 
 from reconflow.errors import (
     Cancelled,
@@ -107,4 +107,14 @@ def test_a_process_that_starts_after_its_cancellation_touches_nothing(
     )
     assert state.is_cancelled()
     assert state_of(client, run).message == "Not needed."
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_examination_that_begins_after_its_cancellation_looks_at_nothing(
+    tmp_path: Path, client: SyncPrefectClient
+) -> None:
+    from flows.doctor_flow import DoctorRequest, doctor
+
+    state = begin_after_cancellation(client, doctor, DoctorRequest(out=str(tmp_path / "out"), disk_gb=1e9))
+    assert (state.type.value, state.message) == ("CANCELLED", "Not needed.")
     assert not (tmp_path / "out").exists()

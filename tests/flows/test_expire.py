@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import walk_objects
-from server_objects import latest_artifact
+from server_objects import begin_after_cancellation, latest_artifact
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
-from reconflow.errors import JobExpiredError
+from reconflow.errors import Cancelled, JobExpiredError
 from reconflow.outputs.package import FileEntry, RunStatus
 from reconflow.request import RunRequest
+from reconflow.retention import RetentionRules
 from reconflow.storage import open_store
 
 if TYPE_CHECKING:
@@ -114,6 +115,44 @@ def test_the_flow_spares_pinned_runs_and_runs_at_work_and_clears_requests_nobody
     assert report["swept"]["stages"] == 1
     with pytest.raises(JobExpiredError):
         open_store(out).read_manifest("old00003")
+
+
+@pytest.mark.prefect
+@pytest.mark.usefixtures("prefect_server")
+def test_an_expiry_that_begins_after_its_cancellation_removes_nothing(out: Path, client: SyncPrefectClient) -> None:
+    from flows.expire import expire
+    from flows.expire_request import ExpireRequest
+
+    request = ExpireRequest(out=str(out), dry_run=False, rules=RetentionRules(max_age_days=30))
+    assert begin_after_cancellation(client, expire, request).is_cancelled()
+    assert len(stored(out)) == 4
+
+
+@pytest.mark.prefect
+@pytest.mark.usefixtures("prefect_server")
+def test_a_cancelled_expiry_stops_before_the_next_run(
+    out: Path, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.runtime import flow_run
+    from prefect.states import Cancelling
+
+    from reconflow.storage.local import LocalStore
+    from tasks import run_state
+
+    monkeypatch.setattr(run_state.StatePoller.__init__, "__defaults__", (0.05,))
+    delete = LocalStore.delete_run
+
+    def delete_slowly(store: LocalStore, run_id: str, reason: str) -> None:
+        delete(store, run_id, reason)
+        with get_client(sync_client=True) as own:
+            own.set_flow_run_state(flow_run.id, Cancelling(message="Enough."))
+        time.sleep(1.0)
+
+    monkeypatch.setattr(LocalStore, "delete_run", delete_slowly)
+    with pytest.raises(Cancelled, match="Enough"):
+        expire_flow(out, dry_run=False, rules={"max_age_days": 30})
+    assert stored(out) == ["old00002", "young001", "young002"]
 
 
 def test_the_command_removes_nothing_until_it_is_told_to(out: Path) -> None:

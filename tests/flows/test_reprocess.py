@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import walk_objects
 from pydantic import ValidationError
-from server_objects import latest_artifact
+from server_objects import begin_after_cancellation, latest_artifact
 
 from reconflow.outputs.package import RunStatus
 from reconflow.request import RunRequest
@@ -230,6 +231,76 @@ def test_a_walk_over_a_block_submits_the_block_and_compares_its_place(
     assert datasets == {f"block://walked/data/{name}" for name in ("boot", "cup", "lamp")}
     assert {run.parameters["params"]["out"] for run in submitted(deployment)} == {"block://walked/out"}
     assert walk(**walked, dry_run=True)["decisions"]["up to date"] == 3
+
+
+def test_a_cancelled_walk_submits_nothing_more_and_leaves_its_runs_at_work(
+    deployment: Any, walked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    from flows.cancellation import CancellationDesk
+    from flows.run_ids import find_flow_run
+    from reconflow.errors import Cancelled
+    from tasks import run_state
+
+    monkeypatch.setattr(run_state.StatePoller.__init__, "__defaults__", (0.1,))
+    answers: list[Any] = []
+
+    def cancel() -> None:
+        with get_client(sync_client=True, httpx_settings={"timeout": 34.0}) as client:
+            while not walk_objects.runs_of(client, deployment):
+                time.sleep(0.1)
+            runs = [run for run in client.read_flow_runs() if walked["datasets"] in str(run.parameters)]
+            (own,) = (run for run in runs if run.deployment_id is None)
+            desk = CancellationDesk(client)
+            desk.request(find_flow_run(client, str(own.id)), "ada", "wrong night")
+            answers.append(desk.confirm(own, "bob"))
+
+    thread = threading.Thread(target=copy_context().run, args=(cancel,))
+    thread.start()
+    with pytest.raises(Cancelled, match="Cancelled by bob: wrong night"):
+        walk(**walked, in_flight=1, wait_hours=0.02)
+    thread.join()
+    assert answers[0].outcome == "cancelled"
+    (left,) = submitted(deployment)
+    assert left.state.is_scheduled()
+
+
+def test_a_walk_that_is_cancelled_while_it_decides_submits_nothing(
+    deployment: Any, walked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.runtime import flow_run
+    from prefect.states import Cancelling
+
+    from flows import reprocess
+    from reconflow.errors import Cancelled
+    from tasks import run_state
+
+    monkeypatch.setattr(run_state.StatePoller.__init__, "__defaults__", (0.05,))
+    find = reprocess.find_datasets
+
+    def find_slowly(place: str) -> Any:
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(flow_run.id, Cancelling(message="Enough."))
+        time.sleep(1.0)
+        return find(place)
+
+    monkeypatch.setattr(reprocess, "find_datasets", find_slowly)
+    with pytest.raises(Cancelled, match="Enough"):
+        walk(**walked, wait_hours=0.005)
+    assert submitted(deployment) == []
+
+
+def test_a_walk_that_begins_after_its_cancellation_decides_nothing(
+    deployment: Any, walked: dict[str, Any], client: SyncPrefectClient
+) -> None:
+    from flows.reprocess import reprocess
+    from flows.reprocess_request import ReprocessRequest
+
+    state = begin_after_cancellation(client, reprocess, ReprocessRequest(**walked, wait_hours=0.005))
+    assert (state.type.value, state.message) == ("CANCELLED", "Not needed.")
+    assert submitted(deployment) == []
 
 
 def test_the_form_is_closed_titled_and_begins_with_the_datasets() -> None:
