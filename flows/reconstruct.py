@@ -120,6 +120,8 @@ def _run_recorded(run: RunRef, outcomes: StageOutcomes, flow_run_id: UUID) -> St
             artifacts.show_cancelled(params.model, error, run.run_id)
         return _cancelled(error)
     except Exception as error:
+        if isinstance(stop := asked_to_stop(flow_run_id), AttemptSuperseded):
+            return _cancelled(stop)  # another attempt has the files now, which may be why this one failed
         known = known_error(error)
         pipeline.record_failure(run, outcomes, known, _orchestration())
         artifacts.show_failure(params.model, known, run.run_id)

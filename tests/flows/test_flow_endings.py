@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import flow_objects
 import pytest
 
-from reconflow.errors import ErrorCode, ServerRefusedError, ServerUnreachableError
+from reconflow.errors import ErrorCode, ModelError, ServerRefusedError, ServerUnreachableError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -42,6 +43,22 @@ def test_results_that_cannot_be_written_below_their_folder_are_told_with_a_code(
 def test_a_fault_that_nobody_foresaw_is_told_with_a_code(dataset: Path) -> None:
     state = reconstruct_as_asked({"dataset": str(dataset), "out": "~nobody-of-that-name/results"})
     assert "RuntimeError" in expect_failed(state, ErrorCode.UNKNOWN_ERROR)
+
+
+def test_an_attempt_that_fails_after_it_was_taken_for_dead_writes_nothing(
+    dataset: Path, stand_in: flow_objects.StandInModel, client: SyncPrefectClient, tmp_path: Path
+) -> None:
+    import prefect.runtime.flow_run
+    from prefect.states import Crashed
+
+    def fail(step: int) -> None:
+        client.set_flow_run_state(UUID(str(prefect.runtime.flow_run.id)), Crashed(message="Gone."), force=True)
+        raise ModelError("What it read was gone.", suggestion="Try again.")
+
+    stand_in.during = fail
+    state = reconstruct_as_asked({"dataset": str(dataset), "out": str(tmp_path), "preset": "draft"})
+    assert not state.is_failed()
+    assert not list(tmp_path.glob("runs/*/*.json"))
 
 
 @pytest.mark.parametrize(
