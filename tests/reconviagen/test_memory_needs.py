@@ -19,7 +19,14 @@ from reconflow.errors import ModelGpuOutOfMemoryError, ModelOutOfMemoryError
 from reconflow.reconviagen import generation_stages
 from reconflow.reconviagen.generation_stages import Stages, check_room
 from reconflow.reconviagen.inference import GenerationSettings, encode_views, generate
-from reconflow.reconviagen.memory_needs import GPU_CONTEXT_BYTES, STAGES, peak_bytes, stage_bytes, what_helps
+from reconflow.reconviagen.memory_needs import (
+    GPU_CONTEXT_BYTES,
+    GPU_LIBRARY_BYTES,
+    STAGES,
+    peak_bytes,
+    stage_bytes,
+    what_helps,
+)
 from reconflow.reconviagen.networks import PipelineFacts, Role
 from reconflow.reconviagen.options import RandomWeights, ReconviagenOptions
 from reconflow.reconviagen.random_networks import tiny_networks
@@ -122,6 +129,18 @@ def test_a_gpu_without_room_is_said_with_what_to_lower(monkeypatch: pytest.Monke
     assert caught.value.details == {"stage": "mesh", "needed_bytes": 3 * GIB, "available_bytes": 2 * GIB}
 
 
+def test_a_gpu_too_full_for_cuda_to_begin_is_said_with_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask() -> int:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(generation_stages, "_free_gpu_bytes", ask)
+    networks = NoneOpened()
+    networks.device = "cuda"
+    with pytest.raises(ModelGpuOutOfMemoryError, match="ran out while reading the views together") as caught:
+        encode_views(torch.zeros(6, 3, 14, 14), networks)
+    assert "max_views" in caught.value.suggestion
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_advice_names_what_a_stage_depends_on_and_nothing_else(device: str) -> None:
     named = {
@@ -145,6 +164,9 @@ def test_advice_names_what_a_stage_depends_on_and_nothing_else(device: str) -> N
 
 
 def test_a_gpu_that_is_in_use_needs_no_room_for_cuda_itself() -> None:
+    structure = STAGES["structure"]
+    activations = structure.fixed_bytes + GPU_LIBRARY_BYTES
+    assert stage_bytes("structure", "cuda", 6, 10_000) == structure.gpu_weight_bytes + activations
     largest = max(stage_bytes(stage, "cuda", 6, 10_000) for stage in STAGES)
     assert peak_bytes("cuda", 6, 10_000) == largest + GPU_CONTEXT_BYTES
 
