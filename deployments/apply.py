@@ -25,7 +25,7 @@ from deployments.automations import define_automations, is_same
 from deployments.default_blocks import BLOCK_TYPES, apply_blocks, has_destinations
 from deployments.desired import FILE_NAME, DeploymentFacts, desired_deployments, excerpt, existing_deployments
 from deployments.inventory import read_inventory, set_variable, write_inventory
-from deployments.pools import POOLS, create_pool, needs_update, pool_for, update_pool
+from deployments.pools import POOLS, create_pool, needs_update, pool_for, put_cancellations_first, update_pool
 from deployments.removal import queues_of, remove
 from reconflow.errors import DeploymentFailedError
 
@@ -147,6 +147,8 @@ def _apply_pools(client: SyncPrefectClient, *, dry_run: bool) -> Iterator[Change
         if not dry_run and action != "keep":
             (create_pool if action == "create" else update_pool)(client, pool)
         yield Change("pool", pool.name, action)
+    if not dry_run:
+        put_cancellations_first(client)
 
 
 def _apply_variables(client: SyncPrefectClient, values: dict[str, str], *, dry_run: bool) -> Iterator[Change]:

@@ -12,13 +12,14 @@ from typing import Any, Final
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import WorkPool
+from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
 from deployments.heartbeats import set_heartbeats
 
 DEVICE_VARIABLE: Final = "RECONFLOW_DEVICE"
-CONTROL_QUEUE: Final = "control"
-"""The queue of the short runs that look after others; it has a worker of its own, so that nothing is before them."""
+CANCEL_QUEUE: Final = "cancel"
+"""The queue of cancellations, which do not wait behind the recoveries, reports and walks of the queue `control`."""
 ENGINE_COMMAND: Final = "python -m prefect.engine"
 """Named, or Prefect 3.8 starts a second interpreter before it, which costs a run more than a second."""
 
@@ -51,7 +52,7 @@ class Pool:
 
 GPU_POOL: Final = Pool("gpu", "cuda", "Reconstructions on GPUs: one worker per GPU.")
 CPU_POOL: Final = Pool(
-    "cpu", "cpu", "Reconstructions on CPUs, and in the queue `control` the runs that look after others."
+    "cpu", "cpu", "Reconstructions on CPUs, and in the queues `control` and `cancel` the runs that look after others."
 )
 POOLS: Final = (GPU_POOL, CPU_POOL)
 
@@ -80,6 +81,14 @@ def create_pool(client: SyncPrefectClient, pool: Pool) -> None:
             name=pool.name, type="process", description=pool.description, base_job_template=pool.job_template()
         )
     )
+
+
+def put_cancellations_first(client: SyncPrefectClient) -> None:
+    """Create the queue of cancellations, before all others, for a worker that takes runs of every queue."""
+    try:
+        client.read_work_queue_by_name(CANCEL_QUEUE, CPU_POOL.name)
+    except ObjectNotFound:
+        client.create_work_queue(CANCEL_QUEUE, priority=1, work_pool_name=CPU_POOL.name)
 
 
 def update_pool(client: SyncPrefectClient, pool: Pool) -> None:

@@ -32,6 +32,7 @@ CONTROL_LIMIT: Final = 8
 CPU_POOL: Final = "cpu"
 GPU_POOL: Final = "gpu"
 CONTROL_QUEUE: Final = "control"
+CANCEL_QUEUE: Final = "cancel"
 
 
 def worker_command(
@@ -121,7 +122,7 @@ def examine_worker(needs: Needs, pool: str) -> list[Finding]:
 
 
 def make_specs(needs: Needs, pool: str, limit: int, environment: Mapping[str, str]) -> list[WorkerSpec]:
-    """Return the workers to start: one per GPU; on the CPU one, and one more for the queue of short runs.
+    """Return the workers to start: one per GPU; on the CPU one, and one more for each queue of short runs.
 
     Args:
         needs: With the device, and the GPUs' indices when it is `cuda`.
@@ -154,6 +155,7 @@ def make_specs(needs: Needs, pool: str, limit: int, environment: Mapping[str, st
     return [
         WorkerSpec(name := f"{host}-cpu", _start_command(pool, name, limit, ("default",)), no_gpu),
         WorkerSpec(name := f"{host}-control", _start_command(pool, name, CONTROL_LIMIT, (CONTROL_QUEUE,)), no_gpu),
+        WorkerSpec(name := f"{host}-cancel", _start_command(pool, name, CONTROL_LIMIT, (CANCEL_QUEUE,)), no_gpu),
     ]
 
 

@@ -339,3 +339,12 @@ def test_an_automation_is_set_right_without_switching_it_on_or_doubling_it(api: 
     (found,) = [entry for entry in api.post("/automations/filter", json={}).json() if entry["name"] == name]
     assert found["trigger"]["threshold"] == 1
     assert found["enabled"] is False
+
+
+def test_cancellations_have_a_queue_of_their_own_that_comes_first(api: httpx.Client) -> None:
+    apply()
+    queues = api.post("/work_pools/cpu/queues/filter", json={}).raise_for_status().json()
+    assert min(queues, key=lambda queue: queue["priority"])["name"] == "cancel"
+    deployed = api.post("/deployments/filter", json={}).raise_for_status().json()
+    waiting_there = [found["entrypoint"] for found in deployed if found["work_queue_name"] == "cancel"]
+    assert waiting_there == ["flows/cancel.py:cancel"]

@@ -88,7 +88,7 @@ def test_on_the_cpu_short_runs_have_a_worker_of_their_own_and_no_gpu_is_seen() -
     specs = make_specs(Needs(device="cpu"), "cpu", 2, {"PATH": "/bin"})
     queues = [spec.command[spec.command.index("--work-queue") + 1] for spec in specs]
     limits = [spec.command[spec.command.index("--limit") + 1] for spec in specs]
-    assert list(zip(queues, limits, strict=True)) == [("default", "2"), ("control", "8")]
+    assert list(zip(queues, limits, strict=True)) == [("default", "2"), ("control", "8"), ("cancel", "8")]
     assert {spec.environment["CUDA_VISIBLE_DEVICES"] for spec in specs} == {""}
     assert {spec.environment["RECONFLOW_DEVICE"] for spec in specs} == {"cpu"}
 

@@ -345,5 +345,5 @@ def test_nobody_asked_for_anything_outside_of_the_machine(guard: NetworkGuard, f
 
 def test_only_the_workers_are_left(api: Api, installation: Installation) -> None:
     wait_until(lambda: not [line for line in installation.alive().values() if "prefect.engine" in line], 150)
-    assert len(installation.workers_alive()) == 2
+    assert len(installation.workers_alive()) == 3
     assert os.getpid() not in installation.alive()

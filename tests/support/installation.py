@@ -68,12 +68,12 @@ class Installation(PrefectProcesses):
         return changes
 
     def start_workers(self, limit: int) -> subprocess.Popen[bytes]:
-        """Start `reconflow worker` on the CPU, and return when both its workers are known to the server."""
+        """Start `reconflow worker` on the CPU, and return when all its workers are known to the server."""
         least = ("--min-free-memory-gb", "0.5", "--min-free-disk-gb", "0.5")
         options = ("--device", "cpu", "--out", self.results, "--limit", str(limit), *least)
         process = self.start("workers", "-m", "flows.cli", "worker", *options)
         with Api(self) as api:
-            wait_until(lambda: process.poll() is not None or len(api.workers("cpu")) >= 2, 180)
+            wait_until(lambda: process.poll() is not None or len(api.workers("cpu")) >= 3, 180)
         assert process.poll() is None, (self.home / "workers.log").read_text()
         return process
 
