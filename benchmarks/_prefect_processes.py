@@ -75,10 +75,8 @@ class PrefectProcesses:
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             # Background jobs of a shell ignore it, and so would a worker, which could not be stopped then.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        port = self.url.split(":")[2].split("/")[0]
         try:
-            self.start("server", "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port)
-            wait_until(self._answers, START_TIMEOUT_S)
+            self.start_server()
         except BaseException:
             self.stop()
             raise
@@ -86,6 +84,14 @@ class PrefectProcesses:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def start_server(self) -> None:
+        """Start the server, or start it again on its database, and return when it answers."""
+        port = self.url.split(":")[2].split("/")[0]
+        arguments = ("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port)
+        self.server = self.start("server", *arguments)
+        self._started.insert(0, self._started.pop())  # what is started first ends last
+        wait_until(self._answers, START_TIMEOUT_S)
 
     def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a Python process that leads a group of its own; its output goes to `<name>.log`."""

@@ -10,24 +10,22 @@ from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState, RunDeployment
+from prefect.events.actions import RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
-from deployments.heartbeats import HEARTBEAT_S, WATCHED_TAG
+from deployments.heartbeats import HEARTBEAT_EVENT, LISTEN_S, SILENT_AFTER_S, WATCHED_TAG
 
 PREFIX: Final = "reconflow: "
 """Begins the name of every automation that this project looks after."""
 WATCHED_FLOWS: Final = ("reconstruct", "reprocess", "expire")
 RECOVERED_FLOWS: Final = ("reconstruct",)
-ZOMBIE_AFTER: Final = timedelta(seconds=3 * HEARTBEAT_S)
 ONE_REPORT_PER: Final = timedelta(seconds=60)
 """A worker reports the same crash twice, up to 8 s apart; the second one must start nothing."""
 FINAL_STATES: Final = ("Completed", "Failed", "Crashed", "Cancelled")
 
+SILENCE_DEPLOYMENT: Final = "silence/automatic"
 RECOVER_DEPLOYMENT: Final = "recover/automatic"
 NOTIFY_DEPLOYMENT: Final = "notify/automatic"
-_HEARTBEAT: Final = "prefect.flow-run.heartbeat"
 _TAGGED: Final[dict[str, str | list[str]]] = {
     "prefect.resource.role": "tag",
     "prefect.resource.id": f"prefect.tag.{WATCHED_TAG}",
@@ -42,35 +40,32 @@ def define_automations(deployment_ids: Mapping[str, UUID], *, notify: bool) -> l
         deployment_ids: By `flow/deployment`, at least those that automations start.
         notify: Whether there is anybody to tell.
     """
-    automations = [crash_silent_runs(), _recover_crashed(deployment_ids[RECOVER_DEPLOYMENT])]
+    automations = [
+        look_at_silent_runs(deployment_ids[SILENCE_DEPLOYMENT]),
+        _recover_crashed(deployment_ids[RECOVER_DEPLOYMENT]),
+    ]
     if notify:
         automations.append(_notify(deployment_ids[NOTIFY_DEPLOYMENT]))
     return automations
 
 
-def crash_silent_runs() -> AutomationCore:
-    """Return the automation that ends runs which are not heard of any more."""
+def look_at_silent_runs(deployment_id: UUID) -> AutomationCore:
+    """Return the automation that has runs looked at which are not heard of any more."""
     return AutomationCore(
         name=f"{PREFIX}crash runs that went silent",
-        description="A run whose machine died says nothing any more; nobody else would end it.",
+        description="A run whose machine died says nothing any more; nobody else would end it. Starts "
+        "silence/automatic a minute later, which ends the run when it has not been heard of again.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             match=_RUN,
             match_related=[_of_flows(WATCHED_FLOWS), _TAGGED],
             for_each={"prefect.resource.id"},
-            after={_HEARTBEAT},
-            expect={_HEARTBEAT, *(f"prefect.flow-run.{state}" for state in FINAL_STATES)},
+            after={HEARTBEAT_EVENT},
+            expect={HEARTBEAT_EVENT, *(f"prefect.flow-run.{state}" for state in FINAL_STATES)},
             threshold=1,
-            within=ZOMBIE_AFTER,
+            within=timedelta(seconds=SILENT_AFTER_S),
         ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED,
-                name="Crashed",
-                force=False,
-                message=f"The run has not been heard of for {ZOMBIE_AFTER.seconds} s: its process or machine is gone.",
-            )
-        ],
+        actions=[_start(deployment_id, {"run": "{{ flow_run.id }}"}, after_s=LISTEN_S)],
     )
 
 
@@ -112,10 +107,14 @@ def _of_flows(flows: tuple[str, ...]) -> dict[str, Any]:
     return {"prefect.resource.role": "flow", "prefect.resource.name": list(flows)}
 
 
-def _start(deployment_id: UUID, templates: Mapping[str, str]) -> RunDeployment:
+def _start(deployment_id: UUID, templates: Mapping[str, str], after_s: float = 0) -> RunDeployment:
     params = {name: {"__prefect_kind": "jinja", "template": template} for name, template in templates.items()}
     return RunDeployment(
-        source="selected", deployment_id=deployment_id, parameters={"params": params}, job_variables=None
+        source="selected",
+        deployment_id=deployment_id,
+        parameters={"params": params},
+        job_variables=None,
+        schedule_after=timedelta(seconds=after_s),
     )
 
 

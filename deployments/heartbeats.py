@@ -1,6 +1,6 @@
 """How often a flow run says that it lives, and whose silence means something. Imports nothing of Prefect.
 
-Prefect's own interval is twice as long as the silence after which a run is taken for dead, so that only runs that are
+Prefect's own interval is longer than the silence after which a run is taken for dead, so that only runs that are
 known to send heartbeats at ours may be watched: those of our deployments and of our commands, which carry the tag.
 """
 
@@ -12,6 +12,11 @@ from typing import Final
 HEARTBEAT_S: Final = 30
 """Prefect's smallest interval."""
 HEARTBEAT_VARIABLE: Final = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
+HEARTBEAT_EVENT: Final = "prefect.flow-run.heartbeat"
+SILENT_AFTER_S: Final = 2 * HEARTBEAT_S
+"""How long a run may say nothing before somebody looks at it."""
+LISTEN_S: Final = 60
+"""How long it may go on saying nothing then: long enough for who lost the server to find it again and be heard."""
 WATCHED_TAG: Final = "reconflow"
 """The tag of every run that sends heartbeats at this interval; deployments pass it on to their runs."""
 

@@ -99,7 +99,7 @@ def test_what_was_deployed_is_what_the_repository_says(api: httpx.Client) -> Non
     found = api.post("/deployments/filter", json={}).json()
     flows = {flow["id"]: flow["name"] for flow in api.post("/flows/filter", json={}).json()}
     pools = {f"{flows[entry['flow_id']]}/{entry['name']}": entry["work_pool_name"] for entry in found}
-    assert {"cancel/operator", "recover/automatic", "notify/automatic"} <= {
+    assert {"cancel/operator", "recover/automatic", "notify/automatic", "silence/automatic"} <= {
         name for name in pools if pools[name] == "cpu"
     }
     for entry in found:
