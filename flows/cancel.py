@@ -9,12 +9,13 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.cancellation import CancellationDesk
 from flows.cancellation_answers import CancellationAnswer, Outcome
 from flows.cancelled_results import clean_up_after
+from flows.endings import failed_state, known_error
 from flows.run_ids import find_flow_run
 from reconflow.errors import ReconflowError
 
@@ -75,10 +76,10 @@ def cancel(params: CancelRequest) -> State[Any]:
     try:
         with get_client(sync_client=True) as client:
             answer = do_step(client, params)
-    except ReconflowError as error:
-        text = f"{error.code}: {error.message} {error.suggestion}"
-        _show(f"**{error.code}**\n\n{error.message}\n\n**What to do:** {error.suggestion}")
-        return Failed(message=text, data=error)
+    except Exception as error:
+        known = known_error(error)
+        _show(f"**{known.code}**\n\n{known.message}\n\n**What to do:** {known.suggestion}")
+        return failed_state(error)
     logger.info("%s: %s", answer.outcome, answer.message)
     _show(_page(answer))
     return Completed(name=answer.outcome.value, message=answer.message, data=answer.model_dump(mode="json"))

@@ -19,7 +19,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Cancelled, Completed
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.attempts import (
@@ -31,8 +31,8 @@ from flows.attempts import (
     reason_to_leave_alone,
     successor_key,
 )
+from flows.endings import failed_state
 from flows.run_ids import find_flow_run, shown_id
-from reconflow.errors import ReconflowError
 
 RECOVERY_LABEL: Final = "reconflow.recovery"
 SETTLE_S: Final = 15.0
@@ -99,8 +99,8 @@ def recover(params: RecoverRequest) -> State[Any]:
     try:
         with get_client(sync_client=True) as client:
             done = recover_run(client, find_flow_run(client, params.run))
-    except ReconflowError as error:
-        return Failed(message=f"{error.code}: {error.message} {error.suggestion}", data=error)
+    except Exception as error:
+        return failed_state(error)
     get_run_logger().info("%s: %s", done.outcome, done.message)
     link = f"\n\n[The new run](/runs/flow-run/{done.new_flow_run_id})" if done.new_flow_run_id else ""
     create_markdown_artifact(f"**{done.outcome}**: {done.message}{link}", key="recovery", description="Recovery")

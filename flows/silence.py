@@ -15,13 +15,13 @@ import prefect.runtime.flow_run
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Completed, Crashed, Failed
+from prefect.states import Completed, Crashed
 from prefect.types import DateTime
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from deployments.heartbeats import HEARTBEAT_EVENT, LISTEN_S, SILENT_AFTER_S
+from flows.endings import failed_state
 from flows.run_ids import find_flow_run
-from reconflow.errors import ReconflowError
 
 _TIME: Final = TypeAdapter(DateTime)
 
@@ -72,8 +72,8 @@ def silence(params: SilenceRequest) -> State[Any]:
             own = client.read_flow_run(UUID(prefect.runtime.flow_run.id))
             _listen(own)
             outcome, message = end_if_silent(client, find_flow_run(client, params.run), since_of(own))
-    except ReconflowError as error:
-        return Failed(message=f"{error.code}: {error.message} {error.suggestion}", data=error)
+    except Exception as error:
+        return failed_state(error)
     get_run_logger().info("%s: %s", outcome, message)
     return Completed(name=outcome.value, message=message)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import flow_objects
+import httpx
 import pytest
 
 from reconflow.errors import ErrorCode, ModelError, ServerRefusedError, ServerUnreachableError
@@ -96,3 +97,20 @@ def test_what_the_server_does_is_said_of_the_server(client: SyncPrefectClient) -
         client.read_flow_run(uuid4())
     kinds = [type(known_error(caught.value)) for caught in (away, refused, missing)]
     assert kinds == [ServerUnreachableError, ServerRefusedError, ServerRefusedError]
+
+
+@pytest.mark.parametrize("name", ["cancel", "recover", "silence"])
+def test_what_operators_and_automations_start_says_that_the_server_is_gone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib import import_module
+
+    module = import_module(f"flows.{name}")
+
+    def broken(*_: Any) -> Any:
+        raise httpx.ConnectError("[Errno 111] Connection refused: /run/secret/socket")
+
+    monkeypatch.setattr(module, "find_flow_run", broken)
+    monkeypatch.setattr(module, "_listen", lambda _: None, raising=False)
+    asked = {"run": "abcd1234", **({"by": "ada"} if name == "cancel" else {})}
+    expect_failed(getattr(module, name)(asked, return_state=True), ErrorCode.SERVER_UNREACHABLE)
