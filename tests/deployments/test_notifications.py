@@ -250,11 +250,18 @@ def test_one_end_of_a_run_has_one_identifier_and_another_end_another() -> None:
 
 
 def test_automations_watch_no_flow_that_they_start() -> None:
-    from deployments.automations import NOTIFY_DEPLOYMENT, RECOVER_DEPLOYMENT, define_automations
+    from deployments.automations import (
+        NOTIFY_DEPLOYMENT,
+        RECOVER_DEPLOYMENT,
+        SILENCE_DEPLOYMENT,
+        define_automations,
+    )
 
-    automations = define_automations({RECOVER_DEPLOYMENT: uuid4(), NOTIFY_DEPLOYMENT: uuid4()}, notify=True)
+    started = (NOTIFY_DEPLOYMENT, RECOVER_DEPLOYMENT, SILENCE_DEPLOYMENT)
+    automations = define_automations({name: uuid4() for name in started}, notify=True)
     assert len(automations) == 3
     for automation in automations:
         related = automation.trigger.model_dump()["match_related"]
-        assert related["prefect.resource.role"] == "flow"
-        assert not {"notify", "recover", "cancel", "doctor"} & set(related["prefect.resource.name"])
+        watched = [match for match in ([related] if isinstance(related, dict) else related) if "flow" in match.values()]
+        (flows,) = (match["prefect.resource.name"] for match in watched)
+        assert not {"notify", "recover", "silence", "cancel", "doctor"} & set(flows)

@@ -119,6 +119,7 @@ def test_cancelling_a_refinement_stops_it_at_the_next_report() -> None:
     assert "unwrapping the surface" not in told
 
 
+@pytest.mark.slow
 def test_a_refinement_that_was_killed_goes_on_without_generating_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
