@@ -14,11 +14,11 @@ from prefect.events.actions import RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
 from deployments.heartbeats import HEARTBEAT_EVENT, LISTEN_S, SILENT_AFTER_S, WATCHED_TAG
+from flows.attempts import RECOVERED_FLOWS
 
 PREFIX: Final = "reconflow: "
 """Begins the name of every automation that this project looks after."""
 WATCHED_FLOWS: Final = ("reconstruct", "reprocess", "expire")
-RECOVERED_FLOWS: Final = ("reconstruct",)
 ONE_REPORT_PER: Final = timedelta(seconds=60)
 """A worker reports the same crash twice, up to 8 s apart; the second one must start nothing."""
 FINAL_STATES: Final = ("Completed", "Failed", "Crashed", "Cancelled")

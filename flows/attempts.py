@@ -15,6 +15,8 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from reconflow import errors
 from reconflow.errors import ReconflowError
 
+RECOVERED_FLOWS: Final = ("reconstruct",)
+"""The flows whose crashed runs are started again by themselves."""
 MAX_ATTEMPTS: Final = 3
 ATTEMPT_TAG: Final = "attempt-"
 FIRST_ATTEMPT_LABEL: Final = "reconflow.first-attempt"

@@ -1,5 +1,8 @@
 """The flow `recover`: what an automation starts when a run has crashed. It starts the run again, as a new one.
 
+Every few minutes a schedule starts it too, for all crashed runs that were left: a server whose database is busy, or
+that is stopped at the wrong moment, loses the event that the automation waits for.
+
 Never the same Prefect run: a worker reports a crash twice, some seconds apart, and the second report ends whatever
 was started in between. The new run has the old one's run id, so that finished stages are reused.
 """
@@ -8,8 +11,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
@@ -18,7 +21,16 @@ import prefect.runtime.flow_run
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterEndTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Cancelled, Completed
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,8 +38,11 @@ from flows.attempts import (
     ATTEMPT_TAG,
     FIRST_ATTEMPT_LABEL,
     MAX_ATTEMPTS,
+    RECOVERED_FLOWS,
     attempt_of,
     first_attempt_of,
+    latest_attempt,
+    may_go_on,
     reason_to_leave_alone,
     successor_key,
 )
@@ -38,7 +53,12 @@ RECOVERY_LABEL: Final = "reconflow.recovery"
 SETTLE_S: Final = 15.0
 """How long a crash has to be the last word; second reports were seen 3 to 8 s after the first."""
 SETTLE_TIMEOUT_S: Final = 120.0
+MISSED_AFTER: Final = timedelta(minutes=2)
+"""When a crash that nobody has taken up was missed: an automation has had its time."""
+MISSED_WITHIN: Final = timedelta(days=1)
+"""How far back missed crashes are looked for."""
 _CHECK_INTERVAL_S: Final = 1.0
+_PAGE: Final = 200
 
 
 class RecoverRequest(BaseModel):
@@ -46,11 +66,13 @@ class RecoverRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", title="Recovery")
 
-    run: str = Field(
+    run: str | None = Field(
+        None,
         min_length=1,
         max_length=64,
         title="Run",
-        description="A crashed run: Prefect's id, as an automation knows it, or the run id of 8 letters and digits.",
+        description="A crashed run: Prefect's id, as an automation knows it, or the run id of 8 letters and digits. "
+        "Left empty: every run that crashed within a day and was not started again.",
     )
 
 
@@ -77,7 +99,7 @@ class Recovery(BaseModel, frozen=True, extra="forbid"):
 
 def name_run() -> str:
     """Name a run by the run that it is about."""
-    return f"recover · {RecoverRequest.model_validate(prefect.runtime.flow_run.parameters['params']).run}"
+    return f"recover · {RecoverRequest.model_validate(prefect.runtime.flow_run.parameters['params']).run or 'missed'}"
 
 
 @flow(
@@ -98,6 +120,8 @@ def recover(params: RecoverRequest) -> State[Any]:
     """
     try:
         with get_client(sync_client=True) as client:
+            if params.run is None:
+                return _swept(recover_missed(client))
             done = recover_run(client, find_flow_run(client, params.run))
     except Exception as error:
         return failed_state(error)
@@ -105,6 +129,47 @@ def recover(params: RecoverRequest) -> State[Any]:
     link = f"\n\n[The new run](/runs/flow-run/{done.new_flow_run_id})" if done.new_flow_run_id else ""
     create_markdown_artifact(f"**{done.outcome}**: {done.message}{link}", key="recovery", description="Recovery")
     return Completed(name=done.outcome.value, message=done.message, data=done.model_dump(mode="json"))
+
+
+def _swept(done: list[Recovery]) -> State[Any]:
+    started = [recovery.run for recovery in done if recovery.outcome is RecoveryOutcome.RECOVERED]
+    message = "No crashed run was left."
+    if started:
+        message = f"Crashed runs that nobody had taken up were started again: {', '.join(started)}."
+        create_markdown_artifact(message, key="recovery", description="Recovery")
+    get_run_logger().info(message)
+    return Completed(name="Swept", message=message, data=[recovery.model_dump(mode="json") for recovery in done])
+
+
+def recover_missed(
+    client: SyncPrefectClient,
+    flows: Sequence[str] = RECOVERED_FLOWS,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> list[Recovery]:
+    """Start again what crashed within a day, may go on, and was not taken up by an automation.
+
+    Args:
+        client: Of the Prefect server.
+        flows: The names of the flows whose runs are looked at.
+        now: The time, with its zone.
+
+    Returns:
+        What was done about each of them.
+    """
+    crashed = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CRASHED])),
+        end_time=FlowRunFilterEndTime.model_validate(
+            {"after_": now() - MISSED_WITHIN, "before_": now() - MISSED_AFTER}
+        ),
+    )
+    of_flows = FlowFilter(name=FlowFilterName(any_=list(flows)))
+    found: list[FlowRun] = []
+    while page := client.read_flow_runs(
+        flow_filter=of_flows, flow_run_filter=crashed, sort=FlowRunSort.ID_DESC, limit=_PAGE, offset=len(found)
+    ):
+        found += page
+    missed = [run for run in found if may_go_on(client, run) and latest_attempt(client, run).id == run.id]
+    return [recover_run(client, run, now=now) for run in missed]
 
 
 def recover_run(

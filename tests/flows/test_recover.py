@@ -159,6 +159,41 @@ def test_a_second_report_of_the_crash_is_waited_for(client: SyncPrefectClient, d
     assert (started - reported.timestamp).total_seconds() >= 1.9
 
 
+def test_what_crashed_and_no_automation_took_up_is_started_again(client: SyncPrefectClient) -> None:
+    from prefect import flow
+    from prefect.states import Cancelling, Completed, Crashed, Running
+
+    from flows.recover import recover_missed
+
+    @flow(name="crashing-unnoticed")
+    def crashing(params: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    deployment = client.create_deployment(client.create_flow(crashing), "of-tests", tags=["reconflow"])
+
+    def later() -> datetime:
+        return datetime.now(UTC) + timedelta(minutes=3)
+
+    make_run(client, deployment, Running(), Completed())
+    make_run(client, deployment, Running(), Cancelling(), Crashed())
+    make_run(client, deployment, Running(), Crashed(), tags=("attempt-3",))
+    taken_up = make_run(client, deployment, Running(), Crashed())
+    recover_later(client, taken_up)
+    missed = [make_run(client, deployment, Running(), Crashed()) for _ in range(2)]
+    assert recover_missed(client, ("crashing-unnoticed",)) == []  # an automation may still come
+    done = recover_missed(client, ("crashing-unnoticed",), later)
+    assert {recovery.flow_run_id for recovery in done} == {run.id for run in missed}
+    assert {recovery.outcome for recovery in done} == {"Recovered"}
+    assert recover_missed(client, ("crashing-unnoticed",), later) == []
+
+
+def test_the_flow_looks_for_missed_crashes_when_no_run_is_named() -> None:
+    from flows.recover import RecoverRequest, recover
+
+    state = recover(RecoverRequest(), return_state=True)
+    assert (state.type.value, state.name) == ("COMPLETED", "Swept")
+
+
 def test_the_flow_says_what_it_did(
     client: SyncPrefectClient, deployment: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
