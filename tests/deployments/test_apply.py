@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from flows.expire_request import ExpireRequest
+from tests.support.patient_transport import PatientTransport
 
 ROOT = Path(__file__).resolve().parents[2]
 WEBHOOK = {"RECONFLOW_WEBHOOK_URL": "http://127.0.0.1:9/token-4711", "RECONFLOW_WEBHOOK_SECRET": "hunter2"}
@@ -42,7 +43,12 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         server.wait()
         with (
             temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: password}),
-            httpx.Client(base_url=url, auth=tuple(password.split(":"))) as client,  # type: ignore[arg-type]
+            httpx.Client(
+                base_url=url,
+                auth=tuple(password.split(":")),  # type: ignore[arg-type]
+                transport=PatientTransport(),
+                timeout=60,
+            ) as client,
         ):
             yield client
 
