@@ -218,6 +218,21 @@ def submit(client: SyncPrefectClient, deployment: UUID, params: Mapping[str, Any
     return client.create_flow_run_from_deployment(deployment, parameters={"params": dict(params)})
 
 
+def wait_for_end(client: SyncPrefectClient, flow_run_id: UUID, timeout_s: float) -> FlowRun:
+    """Return a run when its state is final.
+
+    Raises:
+        TimeoutError: It is not in time.
+    """
+
+    def has_ended() -> bool:
+        state = client.read_flow_run(flow_run_id).state
+        return state is not None and state.is_final()
+
+    wait_until(has_ended, timeout_s)
+    return client.read_flow_run(flow_run_id)
+
+
 def wait_for_fit(processes: PrefectProcesses, client: SyncPrefectClient, flow_run_id: UUID, timeout_s: float) -> None:
     """Return when a run's fit is under way.
 

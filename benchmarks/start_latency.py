@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from benchmarks._prefect_processes import PrefectProcesses, installation, submit, wait_until
+from benchmarks._prefect_processes import PrefectProcesses, installation, submit, wait_for_end, wait_until
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAUSE_S = 1.7
@@ -41,12 +41,7 @@ def measure_run(client: Any, deployment: UUID, worker: int, out: Path) -> tuple[
     """Create a run and return seconds until it was running, and the CPU seconds of its process."""
     before_cpu_s, created_s = children_cpu_s(worker), time.time()
     run = submit(client, deployment, {"dataset": "no/such/dataset", "out": str(out), "preset": "draft"})
-
-    def has_ended() -> bool:
-        state = client.read_flow_run(run.id).state
-        return state is not None and state.is_final()
-
-    wait_until(has_ended, 120)
+    wait_for_end(client, run.id, 120)
     wait_until(lambda: children_cpu_s(worker) > before_cpu_s, 30)
     started = client.read_flow_run(run.id).start_time
     return started.timestamp() - created_s, children_cpu_s(worker) - before_cpu_s

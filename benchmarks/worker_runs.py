@@ -26,7 +26,15 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 
-from benchmarks._prefect_processes import ROOT, PrefectProcesses, installation, submit, wait_for_fit, wait_until
+from benchmarks._prefect_processes import (
+    ROOT,
+    PrefectProcesses,
+    installation,
+    submit,
+    wait_for_end,
+    wait_for_fit,
+    wait_until,
+)
 
 SMALL: Final = {"preset": "draft", "steps": 60, "resolution": 128, "texture_size": 256, "target_faces": 4000}
 LONGER: Final = {**SMALL, "steps": 1500}
@@ -92,13 +100,7 @@ class Bench:
         Raises:
             RuntimeError: In another way than expected.
         """
-
-        def has_ended() -> bool:
-            state = self._client.read_flow_run(flow_run_id).state
-            return state is not None and state.is_final()
-
-        wait_until(has_ended, TIMEOUT_S)
-        run = self._client.read_flow_run(flow_run_id)
+        run = wait_for_end(self._client, flow_run_id, TIMEOUT_S)
         if run.state_type is None or run.state_type.value != expected:
             raise RuntimeError(f"A run ended as {run.state_name}: {run.state and run.state.message}")
         return run

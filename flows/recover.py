@@ -113,10 +113,10 @@ def recover(params: RecoverRequest) -> State[Any]:
     """Start a crashed run again, unless it was cancelled, failed for good, or has had its attempts.
 
     Args:
-        params: Which run.
+        params: Which run; without one, all that crashed and were missed.
 
     Returns:
-        A state whose name and message say what was done and whose data is a `Recovery`.
+        A state whose name and message say what was done and whose data is a `Recovery`, or a list of them.
     """
     try:
         with get_client(sync_client=True) as client:
