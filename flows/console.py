@@ -79,7 +79,7 @@ class _RemainingColumn(ProgressColumn):
 
 
 class LineReporter:
-    """Progress as plain lines, for logs: one when the work changes its stage, else one every few seconds.
+    """Progress as plain lines, for logs: one when a stage begins, else one every few seconds.
 
     Args:
         console: Where the lines go.
@@ -93,19 +93,20 @@ class LineReporter:
         self._started_s = clock()
         self._forecast = Forecast(preset, clock)
         self._printed_s = float("-inf")
-        self._work = ""
+        self._begun: set[str] = set()
 
     def __call__(self, step: int, total: int, message: str) -> None:
         """Print a line when it is due."""
         self._forecast.note(step, total)
         work = message.split(":")[0]
-        if work == self._work and self._clock() - self._printed_s < LINE_INTERVAL_S and step < total:
+        if work in self._begun and self._clock() - self._printed_s < LINE_INTERVAL_S and step < total:
             return
         elapsed_s = self._clock() - self._started_s
         left = self._forecast.remaining_s()
         tail = "" if left is None or step >= total else f"  ({clock_text(left)} left)"
         self._console.print(f"{100 * step / total:3.0f} %  {clock_text(elapsed_s)}  {message}{tail}", highlight=False)
-        self._printed_s, self._work = self._clock(), work
+        self._printed_s = self._clock()
+        self._begun.add(work)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from reconflow.request import RunRequest
 from reconflow.run_context import Isolation, RunRef, StageOutcomes
 from reconflow.stage_results import RunSummary
 from tasks import artifacts, stages
-from tasks.reporting import reporting_run
+from tasks.reporting import RunReporter, reporting_run
 from tasks.run_state import AttemptSuperseded, asked_to_stop, cancelled_before_start, undisturbed
 from tasks.stages import result_of
 
@@ -100,8 +100,8 @@ def _run_recorded(run: RunRef, outcomes: StageOutcomes, flow_run_id: UUID) -> St
     """Run the stages and record beside the results how that ended."""
     params = run.request
     try:
-        with reporting_run(params, f"{params.model} on its way"):
-            return _unless_cancelled(flow_run_id, _completed(_run_stages(run, outcomes)))
+        with reporting_run(params, f"{params.model} on its way") as reporter:
+            return _unless_cancelled(flow_run_id, _completed(_run_stages(run, outcomes, reporter)))
     except (KeyboardInterrupt, TerminationSignal):
         with undisturbed():
             cancelled = asked_to_stop(flow_run_id)
@@ -146,9 +146,12 @@ def _unless_cancelled(flow_run_id: UUID, ending: State[Any]) -> State[Any]:
     return _cancelled(cancelled)
 
 
-def _run_stages(run: RunRef, outcomes: StageOutcomes) -> RunSummary:
+def _run_stages(run: RunRef, outcomes: StageOutcomes, reporter: RunReporter) -> RunSummary:
     run = run.model_copy(update={"thresholds": load_thresholds(run.request.quality_thresholds)})
     outcomes.validate = dataset = result_of(stages.validate(run))
+    run = pipeline.place_models(run, dataset)
+    if run.side_by_side:
+        reporter.forecast.run_side_by_side()
     outcomes.transforms = cameras = result_of(stages.transforms(run, dataset))
 
     def run_one(name: str) -> None:

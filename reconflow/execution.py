@@ -107,7 +107,7 @@ def check_device(model: ReconstructionModel, device: str, gpus: tuple[Gpu, ...] 
     return found
 
 
-def choose_gpu(gpus: tuple[Gpu, ...], isolation: Isolation) -> Gpu | None:
+def choose_gpu(gpus: tuple[Gpu, ...], isolation: Isolation, chosen: str | None = None) -> Gpu | None:
     """Return the GPU that a model computes on; None without any.
 
     A process of its own is shown the one with the most free memory; in this process it is CUDA's first.
@@ -115,7 +115,10 @@ def choose_gpu(gpus: tuple[Gpu, ...], isolation: Isolation) -> Gpu | None:
     Args:
         gpus: That may be used, in CUDA's order.
         isolation: Whether the model gets a process of its own.
+        chosen: The UUID of the one that was chosen before, if any.
     """
+    if chosen is not None:
+        gpus = tuple(gpu for gpu in gpus if gpu.uuid == chosen) or gpus
     if isolation == "process":
         return max(gpus, key=lambda gpu: gpu.memory_free_bytes, default=None)
     return next(iter(gpus), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from reconflow.child_process import run_in_child
@@ -11,7 +12,7 @@ from reconflow.gpus import VISIBLE_VARIABLE, visible_gpus
 from reconflow.progress import OnProgress
 from reconflow.resources import GIB, rss_bytes
 from reconflow.run_context import RunSite
-from reconflow.run_lock import remove_leftovers
+from reconflow.run_lock import remove_parts
 from reconflow.stage_cache import CheckpointKeeper
 from reconflow.stage_results import CamerasResult, DatasetResult, InferResult, MemoryRecord, ModelResult
 
@@ -45,7 +46,7 @@ def infer_in_child(
             "reconflow.stages:infer_apart", arguments, on_progress, keeper.on_event, child_environment(model)
         )
     finally:
-        remove_leftovers(site.workspace)
+        _remove_leftovers(site, model.name, keeper.path)
     memory = MemoryRecord(
         rss_before_bytes=rss_before,
         rss_after_bytes=rss_bytes(),
@@ -78,6 +79,14 @@ def await_free(
         if memory.gpu_missing_bytes == 0 or time.monotonic() >= deadline_s:
             return memory.gpu_free_after_bytes
         time.sleep(_READ_INTERVAL_S)
+
+
+def _remove_leftovers(site: RunSite, model: str, checkpoint: Path) -> None:
+    """Remove the temporary files of a model's process that is gone; another model's may be at work beside it."""
+    work = site.workspace.work
+    remove_parts(site.layout(model).model_dir)
+    for name in (f"{model}.npz", checkpoint.name):
+        remove_parts(work, f"{name}.*")
 
 
 def _missing_text(memory: MemoryRecord) -> list[str]:

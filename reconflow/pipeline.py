@@ -8,6 +8,7 @@ What computes is imported where it is called: a worker's run has to reach its fi
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -17,8 +18,9 @@ from reconflow.errors import Cancelled, ReconflowError, StorageRefusedError, Sto
 from reconflow.execution import choose_isolation
 from reconflow.failures import as_known_error, interruption
 from reconflow.isolated_stage import infer_in_child
+from reconflow.model_order import heeding, place_side_by_side, run_side_by_side
 from reconflow.outputs.runs import RunLayout, new_run_id
-from reconflow.progress import OnProgress, ignore_progress, part_of
+from reconflow.progress import OnProgress, ignore_progress
 from reconflow.request import RunRequest
 from reconflow.run_context import ModelOutcomes, RunRef, RunSite, StageOutcomes, forget_fetched, open_site
 from reconflow.run_lock import sole_attempt
@@ -34,7 +36,7 @@ from reconflow.stage_results import (
     QualityResult,
     RunSummary,
 )
-from reconflow.stage_spans import stage_span
+from reconflow.stage_spans import RunFraction
 from reconflow.storage import LocalStore, open_store
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "load",
     "opened",
     "package",
+    "place_models",
     "preview",
     "quality",
     "raise_failure",
@@ -59,6 +62,8 @@ __all__ = [
     "validate",
 ]
 
+PROGRESS_STEPS: Final = 1000
+"""In how many steps a whole run's progress is told."""
 ABANDONED_AFTER_S: Final = 14 * 24 * 3600.0
 """When what unfinished runs have kept in a local folder goes, at the next run that is finished there."""
 
@@ -139,7 +144,14 @@ def load(run: RunRef, name: str, dataset: DatasetResult, on_progress: OnProgress
     """Make a model ready when the machine has what it needs, always anew; see `stages.load`."""
     from reconflow import stages
 
-    return stages.load(open_site(run), name, dataset, on_progress)
+    return stages.load(open_site(run), name, dataset, heeding(on_progress))
+
+
+def place_models(run: RunRef, dataset: DatasetResult) -> RunRef:
+    """Return the run with the devices of its models when they can compute side by side; see `model_order`."""
+    from reconflow import stages
+
+    return place_side_by_side(run, lambda name, device: stages.needs_of(run.request, dataset, name, device))
 
 
 def infer(
@@ -152,7 +164,7 @@ def infer(
     """Reconstruct the object, in this process or in one of its own, from the last checkpoint on if there is one."""
     from reconflow import stages
 
-    site = open_site(run)
+    site, on_progress = open_site(run), heeding(on_progress)
     options = run.request.options(model.name)
     inputs = {
         "dataset": dataset.digest,
@@ -163,13 +175,15 @@ def infer(
         "object_size_m": run.request.object_size_m,
     }
 
+    beside = tuple(name for name in run.request.models() if run.side_by_side and name != model.name)
+
     def compute(key: str) -> InferResult:
         keeper = CheckpointKeeper(site, "infer", key)
         if choose_isolation(model.device, run.isolation) == "process":
             result = infer_in_child(site, dataset, cameras, model, on_progress, keeper)
         else:
             result = stages.infer(site, dataset, cameras, model, on_progress, keeper.in_process())
-        return result.noting(*keeper.notes)
+        return result.noting(*keeper.notes, beside=beside)
 
     return remember(site, "infer", inputs, InferResult, on_progress, compute)
 
@@ -184,7 +198,7 @@ def quality(
     """Measure the written GLB against the input views; see `stages.quality`."""
     from reconflow import stages
 
-    site = open_site(run)
+    site, on_progress = open_site(run), heeding(on_progress)
     inputs = {
         "dataset": dataset.digest,
         "cameras": cameras.file.sha256,
@@ -207,7 +221,7 @@ def preview(run: RunRef, inferred: InferResult, on_progress: OnProgress = ignore
     """Draw the mesh from every input camera, and turning; see `stages.preview`."""
     from reconflow import stages
 
-    site = open_site(run)
+    site, on_progress = open_site(run), heeding(on_progress)
     inputs = {"model": inferred.record.model, "reconstruction": inferred.file.sha256}
     return remember(
         site, "preview", inputs, PreviewResult, on_progress, lambda _: stages.preview(site, inferred, on_progress)
@@ -255,7 +269,7 @@ def record_failure(
 
 
 def run_models(run: RunRef, outcomes: StageOutcomes, run_one: Callable[[str], None]) -> None:
-    """Run the stages of one model after another.
+    """Run the stages of one model after another, or of all at once where `place_models` found devices for all.
 
     Of several models one that fails does not stop the next; its error is noted for the end.
 
@@ -269,6 +283,9 @@ def run_models(run: RunRef, outcomes: StageOutcomes, run_one: Callable[[str], No
     """
     names = run.request.models()
     for name in names:
+        outcomes.of(name)  # in the order that was asked for, whoever comes first
+
+    def attempt(name: str) -> None:
         try:
             run_one(name)
         except Cancelled:
@@ -277,8 +294,15 @@ def run_models(run: RunRef, outcomes: StageOutcomes, run_one: Callable[[str], No
             if len(names) == 1:
                 raise
             outcomes.of(name).failure = _of_model(as_known_error(error), name)
-        if len(names) > 1:
-            models.release_models()
+
+    if run.side_by_side:
+        run_side_by_side(names, attempt)
+        models.release_models()
+    else:
+        for name in names:
+            attempt(name)
+            if len(names) > 1:
+                models.release_models()
     if not outcomes.complete_models():
         raise_failure(run, outcomes)
 
@@ -347,12 +371,20 @@ def run_pipeline(
 
 def _run_stages(run: RunRef, outcomes: StageOutcomes, on_progress: OnProgress) -> RunSummary:
     names = run.request.models()
+    whole, telling = RunFraction(run.request.preset, names), threading.Lock()
 
     def heard(stage: str, model: str | None = None) -> OnProgress:
-        place = 0 if model is None else names.index(model)
-        return part_of(on_progress, *stage_span(stage, run.request.preset, place, len(names)))
+        def report(step: int, total: int, message: str) -> None:
+            named = f"{model} {message}" if model is not None and len(names) > 1 else message
+            with telling:
+                done = whole.move_to(stage, model, step / max(total, 1))
+                on_progress(round(PROGRESS_STEPS * done), PROGRESS_STEPS, named)
+
+        return report
 
     outcomes.validate = dataset = validate(run, heard("validate"))
+    run = place_models(run, dataset)
+    whole.side_by_side = run.side_by_side
     outcomes.transforms = cameras = transforms(run, dataset, heard("transforms"))
 
     def run_one(name: str) -> None:

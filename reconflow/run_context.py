@@ -38,7 +38,11 @@ class RunRef(BaseModel, frozen=True, extra="forbid"):
     request: RunRequest
     thresholds: QualityThresholds = QualityThresholds()
     isolation: Isolation | None = None
-    """Whether models run in processes of their own; None leaves it to `reconflow.isolation.choose_isolation`."""
+    """Whether models run in processes of their own; None leaves it to `reconflow.execution.choose_isolation`."""
+    side_by_side: bool = False
+    """Whether its models compute at the same time, each on a device of its own (`reconflow.model_order`)."""
+    gpus: dict[str, str] = {}
+    """Model -> the UUID of its GPU, where the GPUs were chosen for all models together."""
 
 
 class RunSite(BaseModel, frozen=True, extra="forbid"):

@@ -51,7 +51,8 @@ def sole_attempt(open_workspace: Callable[[], Workspace], patience_s: float = LO
         time.sleep(_RETRY_INTERVAL_S)
     try:
         workspace = open_workspace()
-        remove_leftovers(workspace)
+        remove_parts(workspace.root)
+        remove_parts(workspace.work)
         yield workspace
     finally:
         os.close(descriptor)
@@ -62,11 +63,15 @@ def _try_lock_of(workspace: Workspace) -> int | None:
         return try_lock(workspace.work / _LOCK_NAME)
 
 
-def remove_leftovers(workspace: Workspace) -> None:
-    """Remove the temporary files of processes that are gone."""
-    for folder in (workspace.root, workspace.work):
-        for path in folder.rglob(".*.part"):
-            path.unlink(missing_ok=True)
+def remove_parts(folder: Path, becoming: str = "*") -> None:
+    """Remove the temporary files of processes that are gone, in a folder and below.
+
+    Args:
+        folder: Where they lie, if it exists.
+        becoming: A pattern for their names without `.` before and `.part` after.
+    """
+    for path in folder.rglob(f".{becoming}.part"):
+        path.unlink(missing_ok=True)
 
 
 def remove_abandoned(folder: Path, work: Path) -> bool:

@@ -61,6 +61,8 @@ class StageRecord(BaseModel, frozen=True, extra="forbid"):
     """Whether the result was kept by an earlier attempt; then times and memory are that attempt's."""
     isolation: Literal["none", "process"] = "none"
     """Whether the stage ran in a process of its own."""
+    beside: tuple[str, ...] = ()
+    """The models that computed at the same time."""
     memory: MemoryRecord | None = None
     notes: tuple[str, ...] = ()
     """What was unusual about the way to the result."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from reconflow.nvdiffrec.options import Preset
@@ -32,6 +33,40 @@ def stage_span(stage: str, preset: Preset, place: int = 0, models: int = 1) -> t
     first, last = _span(MODEL_STAGES[0], preset)[0], _span(MODEL_STAGES[-1], preset)[1]
     begin = first + place * (last - first) / models
     return begin + (start - first) / models, begin + (stop - first) / models
+
+
+class RunFraction:
+    """How much of a whole run is done, from how much of its stages is; never falls.
+
+    Args:
+        preset: How much work the run spends.
+        models: The names of its models, which take equal shares.
+        side_by_side: Whether they compute at the same time, so that what each has done adds up.
+    """
+
+    def __init__(self, preset: Preset, models: Sequence[str] = (), *, side_by_side: bool = False) -> None:
+        self.side_by_side = side_by_side
+        self.done = 0.0
+        """Fraction of the whole run."""
+        self._preset = preset
+        self._models = tuple(models)
+        self._done_of: dict[str, float] = {}
+
+    def span(self, stage: str, model: str | None = None) -> tuple[float, float]:
+        """Return the fractions of the whole run at which a stage begins and ends when models take turns."""
+        place = self._models.index(model) if model in self._models else 0
+        return stage_span(stage, self._preset, place, max(len(self._models), 1))
+
+    def move_to(self, stage: str, model: str | None, fraction: float) -> float:
+        """Take note that a fraction of a stage is done, and return `done`; a step back is left out."""
+        start, stop = self.span(stage, model)
+        reached = start + fraction * (stop - start)
+        if self.side_by_side and model is not None:
+            begin = self.span(MODEL_STAGES[0], model)[0]
+            self._done_of[model] = max(self._done_of.get(model, 0.0), reached - begin)
+            reached = self.span(MODEL_STAGES[0])[0] + sum(self._done_of.values())
+        self.done = max(self.done, reached)
+        return self.done
 
 
 def _span(stage: str, preset: Preset) -> tuple[float, float]:

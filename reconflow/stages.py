@@ -37,7 +37,15 @@ from reconflow.progress import OnProgress, ignore_progress, part_of
 from reconflow.quality.measure import measure_quality
 from reconflow.quality.report import QualityReport
 from reconflow.reconstruction import Reconstruction
-from reconflow.resources import available_memory_bytes, check_disk, check_gpu_memory, check_memory, estimate_needs
+from reconflow.request import RunRequest
+from reconflow.resources import (
+    Needs,
+    available_memory_bytes,
+    check_disk,
+    check_gpu_memory,
+    check_memory,
+    estimate_needs,
+)
 from reconflow.result_frame import choose_result_frame, move_reconstruction
 from reconflow.run_context import RunSite, StageOutcomes
 from reconflow.stage_child import Channel
@@ -139,9 +147,9 @@ def load(site: RunSite, name: str, dataset: DatasetResult, on_progress: OnProgre
     isolation = choose_isolation(device, site.run.isolation)
     isolated = isolation == "process"
     model = models.make_model(name) if isolated else models.known_model(name, device)
-    gpu = choose_gpu(check_device(model, device), isolation)
+    gpu = choose_gpu(check_device(model, device), isolation, site.run.gpus.get(name))
     options = request.options(name)
-    needs = estimate_needs(dataset.pixels, len(dataset.views), options.settings(), device)
+    needs = needs_of(request, dataset, name, device)
     available = available_memory_bytes()
     check_memory(needs, available)
     check_gpu_memory(needs, gpu)
@@ -161,6 +169,18 @@ def load(site: RunSite, name: str, dataset: DatasetResult, on_progress: OnProgre
         gpu=None if gpu is None else gpu.uuid,
         weights=weights,
     )
+
+
+def needs_of(request: RunRequest, dataset: DatasetResult, name: str, device: str) -> Needs:
+    """Return what a model of a run needs of the machine, estimated.
+
+    Args:
+        request: What was asked for.
+        dataset: Of the run.
+        name: The model.
+        device: What it computes on.
+    """
+    return estimate_needs(dataset.pixels, len(dataset.views), request.options(name).settings(), device)
 
 
 def infer(

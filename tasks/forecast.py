@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from reconflow.nvdiffrec.options import Preset
-from reconflow.stage_spans import MODEL_STAGES, STAGES, stage_span
+from reconflow.stage_spans import MODEL_STAGES, STAGES, RunFraction
 
 MIN_SHARE: Final = 0.03
 MIN_ELAPSED_S: Final = 5.0
@@ -31,6 +31,14 @@ class _Part:
     began_s: float | None = None
     ended_s: float | None = None
     kept: bool = False
+    done: float = 0.0
+    """Fraction of the stage."""
+    message: str = ""
+
+    @property
+    def share(self) -> float:
+        """Of the whole run's work."""
+        return self.stop - self.start
 
 
 class Forecast:
@@ -38,40 +46,47 @@ class Forecast:
 
     Args:
         preset: How much work the run spends.
-        models: The names of the models that run one after another.
+        models: The names of the run's models.
         clock: Seconds, monotonic.
     """
 
     def __init__(self, preset: Preset, models: Sequence[str] = (), clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._began_s = clock()
-        self._parts = _parts(preset, tuple(models) or (None,))
-        self._current: _Part | None = None
-        self.fraction = 0.0
+        self._whole = RunFraction(preset, models)
+        self._parts = _parts(self._whole, tuple(models) or (None,))
+        self._under_way: list[_Part] = []
+
+    @property
+    def fraction(self) -> float:
         """Of the whole run, never falling."""
+        return self._whole.done
 
-    def begin(self, stage: str, model: str | None = None) -> tuple[float, float]:
-        """Note that a stage begins, and with it the end of the one before.
+    def run_side_by_side(self) -> None:
+        """Note that the run's models compute at the same time, so that one's stage does not end another's."""
+        self._whole.side_by_side = True
 
-        Returns:
-            The fractions of the whole run at which it begins and ends.
-        """
+    def begin(self, stage: str, model: str | None = None) -> None:
+        """Note that a stage begins, and with it the end of the one before."""
         part = self._part(stage, model)
-        if self._current is not None and part is not self._current:
-            self._current.ended_s = self._clock()
+        goes_on = [other for other in self._under_way if other is part or self._go_together(other, part)]
+        for other in self._under_way:
+            if other not in goes_on:
+                other.ended_s = self._clock()
         if part.began_s is None:
             part.began_s = self._clock()
-        self._current = part
-        self.move_to(part.start)
-        return part.start, part.stop
+        self._under_way = [other for other in self._parts if other is part or other in goes_on]
+        self.move_to(stage, model, 0.0)
 
     def keep(self, stage: str, model: str | None = None) -> None:
         """Note that an earlier attempt had finished a stage."""
         self._part(stage, model).kept = True
 
-    def move_to(self, fraction: float) -> None:
-        """Note how much of the whole run is done; what would be a step back is left out."""
-        self.fraction = max(self.fraction, fraction)
+    def move_to(self, stage: str, model: str | None, fraction: float, message: str = "") -> None:
+        """Note how much of a stage is done, and what is being done now; what would be a step back is left out."""
+        part = self._part(stage, model)
+        part.done, part.message = max(part.done, fraction), message
+        self._whole.move_to(stage, model, fraction)
 
     def elapsed_s(self) -> float:
         """Return the seconds since the run began its first stage."""
@@ -85,28 +100,17 @@ class Forecast:
         return elapsed_s * (1.0 - self.fraction) / worked
 
     def _worked(self) -> float:
-        """Return the share that this attempt has done; the stage under way counts once it is not at its end.
+        """Return the share that this attempt has done; a stage under way counts once it is not at its end.
 
         At its end it may be over in an instant, because an earlier attempt had finished it.
         """
         ended = [part for part in self._parts if part.ended_s is not None and not part.kept]
-        worked = sum(part.stop - part.start for part in ended)
-        current = self._current
-        if current is not None and not current.kept and self.fraction < current.stop - 1e-6:
-            worked += max(0.0, self.fraction - current.start)
-        return worked
+        at_work = [part for part in self._under_way if not part.kept and part.done < 1.0 - 1e-6]
+        return sum(part.share for part in ended) + sum(part.done * part.share for part in at_work)
 
-    def page(self, message: str) -> str:
-        """Return the page of a run under way, Markdown.
-
-        Args:
-            message: What is being done now.
-        """
-        current = self._current
-        if current is None:
-            return message
-        detail = message.removeprefix(f"{current.stage}: ")
-        doing = f"**{current.label}**" + (f": {detail}" if detail != current.stage else "")
+    def page(self) -> str:
+        """Return the page of a run under way, Markdown."""
+        doing = "\n\n".join(map(_doing, self._under_way))
         gone = f"{duration_text(self.elapsed_s())} so far, {remaining_text(self.remaining_s())}."
         return f"{doing}\n\n{gone}\n\n{self._table('now')}"
 
@@ -118,9 +122,11 @@ class Forecast:
             facts: What else is to be said.
             completed: Whether all stages were done.
         """
-        if completed and self._current is not None:
-            self._current.ended_s = self._clock()
-        stage = "" if completed or self._current is None else f" in {self._current.label}"
+        if completed:
+            for part in self._under_way:
+                part.ended_s = self._clock()
+        labels = " and ".join(part.label for part in self._under_way)
+        stage = "" if completed or not labels else f" in {labels}"
         head = f"**{ending}**{stage} after {duration_text(self.elapsed_s())}."
         return "\n\n".join(filter(None, [head, facts, self._table("stopped here")]))
 
@@ -134,24 +140,32 @@ class Forecast:
             said = "done by an earlier attempt"
         elif part.ended_s is not None and part.began_s is not None:
             said = f"done in {duration_text(part.ended_s - part.began_s)}"
-        elif part is self._current:
+        elif part in self._under_way:
             said = current
-        label = f"**{part.label}**" if part is self._current and part.ended_s is None else part.label
-        return f"| {label} | {100 * (part.stop - part.start):.0f} % | {said} |"
+        label = f"**{part.label}**" if part in self._under_way and part.ended_s is None else part.label
+        return f"| {label} | {100 * part.share:.0f} % | {said} |"
 
     def _part(self, stage: str, model: str | None) -> _Part:
         own = [part for part in self._parts if part.stage == stage]
         return next((part for part in own if part.model == model), own[0])
 
+    def _go_together(self, part: _Part, other: _Part) -> bool:
+        return self._whole.side_by_side and None not in (part.model, other.model) and part.model != other.model
 
-def _parts(preset: Preset, models: tuple[str | None, ...]) -> list[_Part]:
+
+def _parts(whole: RunFraction, models: tuple[str | None, ...]) -> list[_Part]:
     parts = []
-    for place, model in enumerate(models):
+    for model in models:
         for stage in MODEL_STAGES:
             label = f"{model} {stage}" if len(models) > 1 else stage
-            parts.append(_Part(stage, model, label, *stage_span(stage, preset, place, len(models))))
-    shared = [_Part(stage, None, stage, *stage_span(stage, preset)) for stage in STAGES if stage not in MODEL_STAGES]
+            parts.append(_Part(stage, model, label, *whole.span(stage, model)))
+    shared = [_Part(stage, None, stage, *whole.span(stage)) for stage in STAGES if stage not in MODEL_STAGES]
     return sorted([*parts, *shared], key=lambda part: part.start)
+
+
+def _doing(part: _Part) -> str:
+    detail = part.message.removeprefix(f"{part.stage}: ")
+    return f"**{part.label}**" + (f": {detail}" if detail not in ("", part.stage) else "")
 
 
 def duration_text(seconds: float) -> str:

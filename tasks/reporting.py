@@ -6,6 +6,7 @@ made up for by the next. What the artifact says is in `tasks.forecast`.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,7 +24,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from reconflow.errors import Cancelled, ReconflowError
 from reconflow.nvdiffrec.options import Preset
-from reconflow.progress import OnProgress, part_of
+from reconflow.progress import OnProgress
 from reconflow.request import RunRequest
 from tasks.forecast import Forecast
 from tasks.run_state import REQUEST_TIMEOUT_S, StatePoller, own_flow_run_ids, undisturbed
@@ -31,6 +32,7 @@ from tasks.run_state import REQUEST_TIMEOUT_S, StatePoller, own_flow_run_ids, un
 UPDATE_INTERVAL_S: Final = 1.0
 MOST_BEFORE_THE_END: Final = 0.99
 """The whole is reached only when the run has ended well."""
+_LISTENER_STEPS: Final = 1000
 
 
 class Send(Protocol):
@@ -53,7 +55,7 @@ class RunReporter:
         listener: Hears every step in this process; may raise `Cancelled`.
         clock: Seconds, monotonic.
         poller: Knows whether the run was cancelled on the server.
-        models: The names of the models that run one after another.
+        models: The names of the run's models.
     """
 
     def __init__(
@@ -70,22 +72,47 @@ class RunReporter:
         self._listener = listener
         self._poller = poller
         self._clock = clock
+        self._several = len(models) > 1
+        self._telling, self._sending = threading.Lock(), threading.Lock()
         self._sent_at_s = -UPDATE_INTERVAL_S
 
-    def __call__(self, step: int, total: int, message: str) -> None:
-        """Pass on that `step` of `total` steps of the whole run are done.
+    def of_stage(self, stage: str, model: str | None = None) -> OnProgress:
+        """Return the receiver of one stage's progress, which begins now.
+
+        Args:
+            stage: The stage's name.
+            model: Which model the stage is about, if any.
+        """
+        self.forecast.begin(stage, model)
+        named = self._several and model is not None
+
+        def report(step: int, total: int, message: str) -> None:
+            self._pass_on(stage, model, step / max(total, 1), message, f"{model} {message}" if named else message)
+
+        return report
+
+    def _pass_on(self, stage: str, model: str | None, fraction: float, message: str, heading: str) -> None:
+        """Tell how far a stage is; called by the threads of models that compute side by side.
 
         Raises:
             Cancelled: The run is to stop.
         """
         if self._poller is not None:
             self._poller.raise_if_stopped()
-        if self._listener is not None:
-            self._listener(step, total, message)
-        self.forecast.move_to(step / total)
+        with self._telling:
+            self.forecast.move_to(stage, model, fraction, message)
+            if self._listener is not None:
+                self._listener(round(_LISTENER_STEPS * self.forecast.fraction), _LISTENER_STEPS, heading)
+        if self._sending.acquire(blocking=False):
+            try:
+                self._send_when_due()
+            finally:
+                self._sending.release()
+
+    def _send_when_due(self) -> None:
         if self._clock() - self._sent_at_s >= UPDATE_INTERVAL_S:
             shown = min(self.forecast.fraction, MOST_BEFORE_THE_END)
-            self._send(round(100.0 * shown, 1), self.forecast.page(message))
+            self._send(round(100.0 * shown, 1), self.forecast.page())
             self._sent_at_s = self._clock()
 
     def close(self, error: BaseException | None) -> None:
@@ -173,7 +200,7 @@ def stage_progress(stage: str, model: str | None = None) -> OnProgress:
     reporter = _reporter.get()
     if reporter is None:
         return _listener.get() or _ignore
-    receive = part_of(reporter, *reporter.forecast.begin(stage, model))
+    receive = reporter.of_stage(stage, model)
     receive(0, 1, stage)
     return receive
 

@@ -65,3 +65,21 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> flow_objects.StandInModel:
     monkeypatch.setitem(models._ready, ("nvdiffrec", "cpu"), model)
     monkeypatch.setattr(stages, "write_turntable", partial(write_turntable, frames=2, size=64))
     return model
+
+
+class Second(flow_objects.StandInModel):
+    """Another model."""
+
+    name = "second"
+
+
+@pytest.fixture
+def both(stand_in: flow_objects.StandInModel, monkeypatch: pytest.MonkeyPatch) -> dict[str, flow_objects.StandInModel]:
+    """A version that has two models, and a request that asks for both."""
+    from reconflow import models
+    from reconflow.request import RunRequest
+
+    made = {"nvdiffrec": stand_in, "second": Second()}
+    monkeypatch.setattr(RunRequest, "models", lambda _request: tuple(made))
+    monkeypatch.setattr(models, "make_model", lambda name: made[name])
+    return made

@@ -119,12 +119,13 @@ class Clock:
 def test_the_rest_is_forecast_from_the_pace_so_far() -> None:
     clock = Clock()
     forecast = Forecast(Preset.DRAFT, ["nvdiffrec"], clock)
-    assert forecast.begin("validate") == (0.0, 0.01)
+    forecast.begin("validate")
     forecast.begin("transforms")
     clock.now_s = 16.0
-    assert forecast.begin("load", "nvdiffrec") == (0.16, pytest.approx(0.17))
+    forecast.begin("load", "nvdiffrec")
+    assert forecast.fraction == pytest.approx(0.16)
     assert forecast.remaining_s() == pytest.approx(16.0 / 0.16 * 0.84)
-    assert "about 1 min left" in forecast.page("load")
+    assert "about 1 min left" in forecast.page()
 
 
 def test_nothing_is_forecast_from_next_to_nothing() -> None:
@@ -133,7 +134,7 @@ def test_nothing_is_forecast_from_next_to_nothing() -> None:
     forecast.begin("validate")
     clock.now_s = 60.0
     assert forecast.remaining_s() is None
-    assert "too early to say" in forecast.page("validate")
+    assert "too early to say" in forecast.page()
 
 
 def test_what_an_earlier_attempt_had_done_says_nothing_about_the_pace() -> None:
@@ -145,21 +146,47 @@ def test_what_an_earlier_attempt_had_done_says_nothing_about_the_pace() -> None:
     forecast.begin("load", "nvdiffrec")
     forecast.begin("infer", "nvdiffrec")
     clock.now_s = 30.0
-    forecast.move_to(0.17 + 0.31)
+    forecast.move_to("infer", "nvdiffrec", 0.5, "infer: fitting")
     assert forecast.remaining_s() == pytest.approx(30.0 * 0.52 / (0.31 + 0.01 + 0.01))
-    assert "| transforms | 15 % | done by an earlier attempt |" in forecast.page("infer: fitting")
+    assert "| transforms | 15 % | done by an earlier attempt |" in forecast.page()
+    assert "**infer**: fitting" in forecast.page()
 
 
 def test_progress_never_falls_and_every_share_is_listed() -> None:
     forecast = Forecast(Preset.STANDARD, ["one", "two"], Clock())
     forecast.begin("infer", "one")
+    forecast.move_to("infer", "one", 0.5)
     reached = forecast.fraction
-    forecast.move_to(reached - 0.1)
+    forecast.move_to("infer", "one", 0.4)
     forecast.begin("validate")
-    assert forecast.fraction == reached
-    rows = [line.split("|")[2] for line in forecast.page("x").splitlines() if line.startswith("| ")][1:]
+    assert forecast.fraction == reached > 0.2
+    rows = [line.split("|")[2] for line in forecast.page().splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 3 + 2 * 4
     assert sum(float(row.strip(" %")) for row in rows) == pytest.approx(100, abs=3)
+
+
+def test_of_models_side_by_side_both_stages_are_under_way_and_what_they_did_adds_up() -> None:
+    clock = Clock()
+    forecast = Forecast(Preset.STANDARD, ["one", "two"], clock)
+    forecast.begin("transforms")
+    forecast.run_side_by_side()
+    clock.now_s = 10.0
+    for model in ("one", "two"):
+        forecast.begin("load", model)
+        forecast.begin("infer", model)
+    begun = forecast.fraction
+    forecast.move_to("infer", "two", 0.5, "infer: sampling, step 3")
+    forecast.move_to("infer", "one", 0.25, "infer: fitting")
+    assert forecast.fraction - begun == pytest.approx(0.75 * 0.4)
+    page = forecast.page()
+    assert "**one infer**: fitting\n\n**two infer**: sampling, step 3\n\n10 s so far" in page
+    assert "| transforms | 10 % | done in 10 s |" in page
+    assert page.count("| now |") == 2
+    forecast.begin("quality", "two")
+    assert forecast.page().count("| now |") == 2
+    forecast.begin("package")
+    assert forecast.fraction == pytest.approx(0.99)
+    assert forecast.closing_page("Done", completed=True).count("done in") == 7
 
 
 def test_durations_are_as_exact_as_they_are_known() -> None:
@@ -198,8 +225,7 @@ def test_the_whole_is_shown_as_done_only_when_the_run_ended_well(
 
     clock = Clock()
     reporter = RunReporter(send, Preset.DRAFT, clock=clock, models=("nvdiffrec",))
-    reporter.forecast.begin("package")
-    reporter(1, 1, "package: done")
+    reporter.of_stage("package")(1, 1, "package: done")
     clock.now_s = 7.0
     reporter.close(error)
     assert sent[-1][0] == percent

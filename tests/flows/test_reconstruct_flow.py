@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +173,66 @@ def test_a_second_attempt_shows_what_it_did_not_have_to_do_again(
     }
 
 
+@pytest.fixture
+def side_by_side(both: dict[str, flow_objects.StandInModel], monkeypatch: pytest.MonkeyPatch) -> threading.Barrier:
+    """A machine that has a device for each of both models; they get no further than here alone."""
+    from reconflow import pipeline
+
+    monkeypatch.setattr(pipeline, "place_models", lambda run, _dataset: run.model_copy(update={"side_by_side": True}))
+    meeting = threading.Barrier(2, timeout=30.0)
+    for model in both.values():
+        model.during = lambda step: meeting.wait() and None if step == 0 else None
+    return meeting
+
+
+def test_models_side_by_side_are_tasks_of_the_same_run_and_share_one_progress_page(
+    side_by_side: threading.Barrier, both: dict[str, flow_objects.StandInModel], dataset: Path, tmp_path: Path
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    summary = run_flow(dataset, tmp_path, preset="draft")
+    assert [found.model for found in summary.models] == ["nvdiffrec", "second"]
+    flow_run = flow_run_of(tmp_path)
+    assert flow_run.state.is_completed()
+    with get_client(sync_client=True) as client:
+        runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id])))
+    assert sorted(run.name.rsplit("-", 1)[0] for run in runs) == sorted(
+        ["validate", "transforms", "package", *2 * ["load", "infer", "quality", "preview"]]
+    )
+    assert {run.state_name for run in runs} == {"Completed"}
+    progress = artifacts_of(flow_run)["nvdiffrec-progress"]
+    assert progress.data == 100.0
+    assert progress.description.count("done in") == 3 + 2 * 4
+
+
+def test_cancelling_models_side_by_side_ends_both(
+    side_by_side: threading.Barrier, both: dict[str, flow_objects.StandInModel], dataset: Path, tmp_path: Path
+) -> None:
+    steps: list[int] = []
+
+    def stop(step: int) -> None:
+        if step == 0:
+            side_by_side.wait()
+        if step == 2:
+            raise Cancelled("Enough.", suggestion="Start again.")
+
+    def work_on(step: int) -> None:
+        if step == 0:
+            side_by_side.wait()
+        steps.append(step)
+        time.sleep(0.5)
+
+    both["nvdiffrec"].during, both["second"].during = stop, work_on
+    with pytest.raises(Cancelled, match=r"Enough\."):
+        run_flow(dataset, tmp_path, preset="draft")
+    assert len(steps) < flow_objects.STEPS
+    flow_run = flow_run_of(tmp_path)
+    assert flow_run.state.is_cancelled()
+    shown = artifacts_of(flow_run)["nvdiffrec-progress"].description
+    assert shown.startswith("**Cancelled** in nvdiffrec infer and second infer")
+
+
 def test_a_run_without_a_place_for_its_results_is_a_failed_state_with_code_and_way_out(
     dataset: Path, stand_in: flow_objects.StandInModel, tmp_path: Path
 ) -> None:
@@ -214,13 +276,14 @@ def test_progress_is_sent_at_most_once_a_second() -> None:
     now_s = [0.0]
     heard: list[int] = []
     reporter = RunReporter(send, Preset.DRAFT, lambda step, total, message: heard.append(step), clock=lambda: now_s[0])
+    report = reporter.of_stage("infer")
     for step in range(100):
         now_s[0] = 0.05 * step
-        reporter(step, 100, "working")
-    reporter(100, 100, "done")
+        report(step, 100, "working")
+    report(100, 100, "done")
     reporter.close(None)
-    assert sent == [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
-    assert heard == list(range(101))
+    assert sent == [17.0, pytest.approx(29.4), pytest.approx(41.8), pytest.approx(54.2), pytest.approx(66.6), 100.0]
+    assert heard == [round(10 * (17 + 0.62 * step)) for step in range(101)]
 
 
 def test_the_form_is_closed_titled_and_begins_with_the_dataset() -> None:

@@ -167,23 +167,6 @@ def test_only_one_process_works_on_a_run_and_a_dead_one_does_not_count(tmp_path:
             pass  # the folder was given up, and the lock with it
 
 
-class Second(flow_objects.StandInModel):
-    """Another model."""
-
-    name = "second"
-
-
-@pytest.fixture
-def both(stand_in: flow_objects.StandInModel, monkeypatch: pytest.MonkeyPatch) -> dict[str, flow_objects.StandInModel]:
-    """A version that has two models, and a request that asks for both."""
-    from reconflow import models
-
-    made = {"nvdiffrec": stand_in, "second": Second()}
-    monkeypatch.setattr(RunRequest, "models", lambda _request: tuple(made))
-    monkeypatch.setattr(models, "make_model", lambda name: made[name])
-    return made
-
-
 def test_two_models_run_in_turn_into_one_package(
     both: dict[str, flow_objects.StandInModel], dataset: Path, tmp_path: Path
 ) -> None:
