@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -159,7 +160,10 @@ def test_uploads_that_nobody_goes_on_with_are_swept(s3_server: S3Server, bucket:
     store = open_store(f"s3://{bucket}/results")
     for key in (f"results/runs/{RUN}/nvdiffrec/mesh.glb", "results-of-others/mesh.glb"):
         s3_server.client().create_multipart_upload(Bucket=bucket, Key=key)
-    assert store.sweep(3600).uploads == 1  # this server dates every upload to the year 2010
+    started = s3_server.client().list_multipart_uploads(Bucket=bucket)["Uploads"][0]["Initiated"]
+    age_s = (datetime.now(UTC) - started).total_seconds()  # moto dates every upload to the year 2010
+    assert store.sweep(age_s + 3600).uploads == 0
+    assert store.sweep(age_s - 3600).uploads == 1
     assert s3_server.unfinished_uploads(bucket) == 1
 
 

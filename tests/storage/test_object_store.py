@@ -184,15 +184,8 @@ def test_a_cache_that_is_no_folder_is_said_to_be_none(bucket: str, tmp_path: Pat
 @pytest.fixture
 def guarded(s3_server: S3Server, bucket: str) -> Iterator[str]:
     """A bucket on a server that checks who asks."""
-
-    def free_requests(count: str) -> None:
-        headers = {"Content-Type": "text/plain"}
-        request = urllib.request.Request(f"{s3_server.endpoint_url}/moto-api/reset-auth", count.encode(), headers)
-        urllib.request.urlopen(request).close()
-
-    free_requests("0")
-    yield bucket
-    free_requests("inf")
+    with s3_server.checking_who_asks():
+        yield bucket
 
 
 def test_wrong_credentials_are_said_to_be_wrong(guarded: str, s3_server: S3Server) -> None:

@@ -1,6 +1,6 @@
 """A real S3-speaking server over HTTP for tests: moto's, in threads of this process, on a port of its own.
 
-RECONFLOW_TEST_S3=http://KEY:SECRET@HOST:PORT names another one to use in its place.
+RECONFLOW_TEST_S3=http://KEY:SECRET@HOST:PORT names another one to use in its place, percent-encoded where needed.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
 
 KEY, SECRET, REGION = "tester", "tester-secret", "us-east-1"
 EXTERNAL = os.environ.get("RECONFLOW_TEST_S3")
@@ -34,16 +36,8 @@ class S3Server:
         return name
 
     def client(self) -> Any:
-        """Return a client of its own, without anything of the code under test."""
-        import boto3
-
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=self.endpoint_url,
-            aws_access_key_id=self.key,
-            aws_secret_access_key=self.secret,
-            region_name=REGION,
-        )
+        """Return a client without anything of the code under test."""
+        return _client(self)
 
     def put(self, bucket: str, key: str, content: bytes) -> None:
         """Store an object at once, past HTTP where that is possible."""
@@ -63,6 +57,21 @@ class S3Server:
         """Return how many multipart uploads are neither completed nor aborted."""
         return len(self.client().list_multipart_uploads(Bucket=bucket).get("Uploads", ()))
 
+    @contextmanager
+    def checking_who_asks(self) -> Iterator[None]:
+        """Let the server refuse wrong credentials while the block runs; others than moto's always do."""
+        self._free_requests("0")
+        try:
+            yield
+        finally:
+            self._free_requests("inf")
+
+    def _free_requests(self, count: str) -> None:
+        if not EXTERNAL:
+            headers = {"Content-Type": "text/plain"}
+            request = Request(f"{self.endpoint_url}/moto-api/reset-auth", count.encode(), headers)
+            urlopen(request).close()
+
     def environment(self, endpoint_url: str | None = None) -> dict[str, str]:
         """Return the variables by which a process uses this server.
 
@@ -77,14 +86,26 @@ class S3Server:
         }
 
 
+@cache
+def _client(server: S3Server) -> Any:
+    import boto3
+
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=server.endpoint_url,
+        aws_access_key_id=server.key,
+        aws_secret_access_key=server.secret,
+        region_name=REGION,
+    )
+
+
 @contextmanager
 def running_s3_server() -> Iterator[S3Server]:
     """Run a server while the block does."""
     if EXTERNAL:
         parts = urlsplit(EXTERNAL)
-        yield S3Server(
-            f"{parts.scheme}://{parts.hostname}:{parts.port}", parts.username or KEY, parts.password or SECRET
-        )
+        key, secret = unquote(parts.username or KEY), unquote(parts.password or SECRET)
+        yield S3Server(f"{parts.scheme}://{parts.hostname}:{parts.port}", key, secret)
         return
     from moto.server import ThreadedMotoServer
 
