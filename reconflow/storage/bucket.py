@@ -17,7 +17,7 @@ from botocore.exceptions import ClientError
 
 from reconflow.errors import StorageRefusedError, StorageUnreachableError
 from reconflow.storage.access import StorageAccess
-from reconflow.storage.checksums import base64_sha256, expect_confirmed
+from reconflow.storage.checksums import base64_sha256, expect_confirmed, sign_md5
 from reconflow.storage.s3_errors import ABSENT, error_code, storage_errors, unreachable
 
 AnyResult = TypeVar("AnyResult")
@@ -261,12 +261,12 @@ def _client(access: StorageAccess, timeout_s: float, attempts: int) -> Any:
         response_checksum_validation="when_required",
         s3={
             "addressing_style": "path" if access.endpoint_url else "auto",
-            "payload_signing_enabled": False,  # the checksum is signed, and the server holds it against the body
+            "payload_signing_enabled": False,  # the checksum is signed, and the body is held against it
         },
     )
     session = boto3.session.Session()
     try:
-        return session.client(
+        client = session.client(
             "s3",
             endpoint_url=access.endpoint_url,
             region_name=access.region or session.region_name or "us-east-1",
@@ -279,3 +279,5 @@ def _client(access: StorageAccess, timeout_s: float, attempts: int) -> Any:
         raise StorageRefusedError(
             "The storage's endpoint is not a URL.", suggestion="Write it as https://host or http://host:port."
         ) from None
+    client.meta.events.register("before-sign.s3.DeleteObjects", sign_md5)
+    return client

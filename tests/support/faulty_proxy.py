@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,7 +42,12 @@ class FaultyProxy:
         faults: In which ways.
         seed: Of the random choice.
         stall_s: How long a stalled request hangs.
+
+    Attributes:
+        echoed: Names of a request's headers that come back with its answer.
     """
+
+    echoed: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -65,6 +70,10 @@ class FaultyProxy:
             fault = self._random.choice(self.faults) if self._random.random() < self.rate else None
             self.counts["passed" if fault is None else fault.name] += 1
         return fault
+
+    def refusal(self, path: str, headers: Mapping[str, str], body: bytes) -> str | None:
+        """Return the code with which a request is refused, None for one that is passed on."""
+        return None
 
     @property
     def spoiled(self) -> int:
@@ -115,6 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(500, {}, _ERROR.format(code="InternalError").encode())
         if fault is Fault.SLOW_DOWN:
             return self._answer(503, {}, _ERROR.format(code="SlowDown").encode())
+        if code := self.proxy.refusal(self.path, self.headers, body):
+            return self._answer(400, {}, _ERROR.format(code=code).encode())
         status, headers, content = self._ask(body)
         if fault is Fault.LOST_ANSWER:
             return self._reset()
@@ -132,7 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_HEADERS}
             connection.request(self.command, self.path, body, {**headers, "Content-Length": str(len(body))})
             answer = connection.getresponse()
-            return answer.status, dict(answer.headers.items()), answer.read()
+            echoed = {name: self.headers[name] for name in self.proxy.echoed if name in self.headers}
+            return answer.status, {**dict(answer.headers.items()), **echoed}, answer.read()
         finally:
             connection.close()
 
