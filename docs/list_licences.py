@@ -31,8 +31,8 @@ SPOKEN = {
 }
 """How classifiers and free text name a licence -> its SPDX identifier."""
 
-STATED_IN_FILES = {"embreex": "BSD-2-Clause", "xatlas": "MIT"}
-"""Packages whose metadata hold the licence's text instead of its name."""
+STATED_IN_FILES = {"embreex": "BSD-2-Clause", "gsplat": "Apache-2.0", "xatlas": "MIT"}
+"""Packages whose metadata do not name their licence; its text does."""
 
 
 def licence_of(package: Distribution) -> str:

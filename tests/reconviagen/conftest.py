@@ -2,7 +2,8 @@
 
 `--goldens DIR` names the folder. Without a folder these tests are skipped and say so; with one, a golden test that is
 skipped for any reason fails, and so does one whose kind the folder does not hold. With `gpu=True` the marker runs the
-test a second time with everything on CUDA; without a GPU that one is skipped.
+test a second time with everything on CUDA; without a GPU that one is skipped. `--pretend-gpu` runs it on a GPU that is
+not there (`tests.support.pretended_gpu`), in a process of its own, because the pretence lasts as long as the process.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from golden_files import Golden, find_goldens
 
 from reconflow.reconviagen.precision import full_float32
+from tests.support.pretended_gpu import DEVICE, pretended_gpu
 
 _SHARED = Path(__file__).resolve().parents[3] / "shared" / "reconviagen"
 
@@ -29,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help=f"folder with golden vectors of the networks (default: {_SHARED / 'goldens'})",
     )
+    parser.addoption("--pretend-gpu", action="store_true", help="run GPU tests on a GPU that is not there")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,6 +39,15 @@ def pytest_configure(config: pytest.Config) -> None:
     asked: Path | None = config.getoption("--goldens", default=None)
     if asked is not None and not asked.is_dir():
         raise pytest.UsageError(f"--goldens: there is no folder {asked}")
+    if config.getoption("--pretend-gpu", default=False):
+        pretence = pretended_gpu()
+        pretence.__enter__()
+        config.add_cleanup(lambda: pretence.__exit__(None, None, None))
+
+
+def gpu_of(config: pytest.Config) -> str:
+    """The device of tests that need a GPU."""
+    return DEVICE if config.getoption("--pretend-gpu", default=False) else "cuda"
 
 
 def golden_folder(config: pytest.Config) -> Path:
@@ -58,7 +70,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     goldens = [found for found in _goldens_in(folder) if found.kind == kind] if folder.is_dir() else []
     cases = [pytest.param(found, id=found.path.stem) for found in goldens] or [pytest.param(kind, id=kind)]
     if marker.kwargs.get("gpu"):
-        on_gpu = [replace(found, device="cuda") for found in goldens]
+        on_gpu = [replace(found, device=gpu_of(metafunc.config)) for found in goldens]
         cases += [pytest.param(found, id=f"{found.path.stem}-cuda", marks=pytest.mark.gpu) for found in on_gpu]
     metafunc.parametrize("golden", cases, indirect=True)
 
@@ -67,7 +79,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def golden(request: pytest.FixtureRequest) -> Iterator[Golden]:
     """One golden of the kind that the test's marker names; on CUDA convolutions are computed in full float32."""
     if isinstance(request.param, Golden):
-        if request.param.device != "cpu" and not torch.cuda.is_available():
+        if request.param.device == "cuda" and not torch.cuda.is_available():
             pytest.skip("there is no GPU")
         with full_float32():
             yield request.param

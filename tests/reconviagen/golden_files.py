@@ -70,7 +70,8 @@ class Golden:
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the file under its full name, as stored."""
-        return load_file(self.path.with_suffix(".safetensors"), device=self.device)
+        stored = load_file(self.path.with_suffix(".safetensors"))
+        return {name: tensor.to(self.device) for name, tensor in stored.items()}
 
     @property
     def inputs(self) -> dict[str, Tensor]:

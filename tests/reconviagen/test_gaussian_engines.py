@@ -71,8 +71,8 @@ def test_an_installed_gsplat_without_its_cuda_code_is_named_with_a_way_out(
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gsplat") is not None, reason="gsplat is installed")
-def test_a_missing_gsplat_is_numba_for_auto_and_named_when_it_is_asked_for() -> None:
+def test_a_missing_gsplat_is_numba_for_auto_and_named_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     assert gsplat_fault() == "it is not installed"
     assert choose_engine(AUTO, "cuda") is NUMBA
     with pytest.raises(ModelUnavailableError, match="not installed") as caught:

@@ -2,18 +2,21 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
+from torch import Tensor
 
 from reconflow.cameras.camera import PinholeCamera, project_points
 from reconflow.cameras.six_axis import six_axis_rig
 from reconflow.errors import ValidationFailedError
 from reconflow.geometry.gaussians import Gaussians
 from reconflow.geometry.similarity import Similarity, rotation_from_vector
+from reconflow.reconviagen import gaussian_rendering
 from reconflow.reconviagen.gaussian_engines import gsplat_fault
 from reconflow.reconviagen.gaussian_rendering import render_gaussians
 
@@ -150,6 +153,58 @@ def test_pictures_do_not_depend_on_the_number_of_threads() -> None:
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(ValidationFailedError, match="nowhere"):
         render_gaussians(random_gaussians(1), camera(), engine="nowhere")
+
+
+def test_what_gsplat_is_asked_for_is_the_same_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By gsplat's own PyTorch projection, and blending as its CUDA code does it, which needs a GPU to run."""
+    import gsplat
+
+    as_tensor = torch.as_tensor
+    monkeypatch.setattr(gsplat, "rasterization", rasterization_on_cpu)
+    monkeypatch.setattr(torch, "as_tensor", lambda values, device=None: as_tensor(values))
+    gaussians = random_gaussians(200)
+    ours = render_gaussians(gaussians, camera())
+    rgb, alpha = gaussian_rendering._rasterize(gaussians, camera(), near=0.01)
+    assert ours.alpha.mean() > 0.2
+    assert_allclose(alpha, ours.alpha, atol=1e-5)
+    assert_allclose(rgb, ours.rgb, atol=1e-5)
+
+
+def rasterization_on_cpu(
+    *,
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    near_plane: float,
+    eps2d: float,
+    rasterize_mode: str,
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Do what `gsplat.rasterization` does of what is asked here; splats cover at most 0.99 of a pixel, as ours do."""
+    from gsplat.cuda._torch_impl import _fully_fused_projection, _quat_scale_to_covar_preci
+
+    assert rasterize_mode == "antialiased"
+    covariances, _ = _quat_scale_to_covar_preci(quats, scales, compute_preci=False)
+    radii, centres, depths, conics, compensations = _fully_fused_projection(
+        means, covariances, viewmats, Ks, width, height, eps2d, near_plane, calc_compensations=True
+    )
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    rgb, light = torch.zeros(height, width, 3), torch.ones(height, width)
+    for splat in depths[0].argsort().tolist():
+        if (radii[0, splat] > 0).all():
+            dx, dy = centres[0, splat, 0] - x, centres[0, splat, 1] - y
+            a, b, c = conics[0, splat]
+            opacity = opacities[splat] * compensations[0, splat]
+            alpha = (opacity * torch.exp(-0.5 * (a * dx * dx + c * dy * dy) - b * dx * dy)).clamp(max=0.99)
+            alpha = torch.where((alpha < 1 / 255) | (light * (1 - alpha) <= 1e-4), 0.0, alpha)
+            rgb += (light * alpha)[..., None] * colors[splat]
+            light = light * (1 - alpha)
+    return rgb[None], (1 - light)[None, ..., None], {}
 
 
 @pytest.mark.gpu
