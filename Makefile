@@ -15,7 +15,7 @@ demo: $(VENV)/.core
 
 # In the order of the folders: by default files of few tests come last, and those are the long ones.
 test: $(VENV)/.dev node_modules/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # What users, operators and callers meet: server, workers and object store as processes; docs/testing.md.
 e2e: $(VENV)/.dev

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from typing import Final
 
 from reconflow import models
-from reconflow.errors import Cancelled
+from reconflow.errors import Cancelled, GpuUnavailableError
 from reconflow.execution import choose_device, choose_isolation
 from reconflow.gpus import Gpu, visible_gpus
 from reconflow.progress import OnProgress
@@ -42,7 +42,10 @@ def place_side_by_side(
     names = run.request.models()
     if len(names) < 2 or choose_isolation(Device.CUDA, "process") == "none":  # which the environment alone can demand
         return run
-    gpus = visible_gpus() if gpus is None else gpus
+    try:
+        gpus = visible_gpus() if gpus is None else gpus
+    except GpuUnavailableError:
+        return run  # which the model that needs one is told when it is loaded; the other may do without
     devices = {name: choose_device(models.make_model(name), run.request.device, gpus) for name in names}
     computing = [name for name, device in devices.items() if device == Device.CUDA]
     if len(names) - len(computing) > 1 or len(computing) > len(gpus):

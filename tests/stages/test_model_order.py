@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from reconflow import isolated_stage, models, pipeline, stages
+from reconflow import isolated_stage, model_order, models, pipeline, stages
 from reconflow.child_process import run_in_child
-from reconflow.errors import Cancelled, ErrorCode, QualityThresholdError
+from reconflow.errors import Cancelled, ErrorCode, GpuUnavailableError, QualityThresholdError
 from reconflow.execution import DEVICE_VARIABLE, ISOLATION_VARIABLE, choose_gpu
 from reconflow.gpus import Gpu
 from reconflow.model_order import heeding, place_side_by_side, run_side_by_side
@@ -96,6 +96,17 @@ def test_models_take_turns_where_memory_holds_one_of_them(gpu_worker: None) -> N
     run = asking()
     assert placed(run, ROOMY, memory_bytes=9 * GIB) is run
     assert placed(run, ROOMY, memory_bytes=8 * GIB).side_by_side
+
+
+def test_a_driver_that_does_not_answer_stops_no_model_that_needs_no_gpu(
+    gpu_worker: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> tuple[Gpu, ...]:
+        raise GpuUnavailableError("The driver does not answer.", suggestion="-")
+
+    monkeypatch.setattr(model_order, "visible_gpus", fail)
+    run = asking()
+    assert place_side_by_side(run, lambda _name, _device: Needs(0, 0)) is run
 
 
 def test_models_that_must_not_have_processes_take_turns(gpu_worker: None, monkeypatch: pytest.MonkeyPatch) -> None:
