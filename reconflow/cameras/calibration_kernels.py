@@ -5,13 +5,15 @@ Nothing here decides anything; every loop writes disjoint outputs in a fixed ord
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-FloatGrid = NDArray[np.floating[Any]]
+FloatGrid: TypeAlias = NDArray[np.floating[Any]]
+Pair: TypeAlias = tuple[float, float]
+Triple: TypeAlias = tuple[float, float, float]
 
 NO_TEST, OUTSIDE_MASK, IN_FRONT, SAME_SURFACE = 0, 1, 2, 3
 
@@ -88,6 +90,16 @@ def _rotate(m: FloatGrid, x: float, y: float, z: float) -> tuple[float, float, f
         m[1, 0] * x + m[1, 1] * y + m[1, 2] * z,
         m[2, 0] * x + m[2, 1] * y + m[2, 2] * z,
     )
+
+
+@njit(cache=True, inline="always")
+def _dot(a: Triple, b: Triple) -> float:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+@njit(cache=True, inline="always")
+def _length(a: Triple) -> float:
+    return float(np.sqrt(a[0] ** 2 + a[1] ** 2 + a[2] ** 2))
 
 
 @njit(cache=True, inline="always")
@@ -201,81 +213,142 @@ def hold_against_views(
         depth_a = scales[a] * point_value[i]
         fax, fay = focal_px[a, 0], focal_px[a, 1]
         xa, ya = (point_px[i, 0] - centre_px[a, 0]) / fax, -(point_px[i, 1] - centre_px[a, 1]) / fay
-        pixel_a = depth_a / fax
         na = _surface_gradient(
             xa * depth_a, ya * depth_a, depth_a, point_slope[i, 0], point_slope[i, 1], scales[a], fax, fay
         )
-        na_length = np.sqrt(na[0] ** 2 + na[1] ** 2 + na[2] ** 2)
+        length = _length(na)
+        unit = (na[0] / length, na[1] / length, na[2] / length)
         for b in range(views):
             kind[i, b], residual[i, b] = NO_TEST, 0.0
             derivative[i, b, :] = 0.0
-            if b == a:
-                continue
-            turn = b_from_a[a, b]
+            turn, step = b_from_a[a, b], shift[a, b]
             px, py, pz = _rotate(turn, xa * depth_a, ya * depth_a, -depth_a)
-            px, py, pz = px + shift[a, b, 0], py + shift[a, b, 1], pz + shift[a, b, 2]
-            depth = -pz
-            if depth < 1e-6:
+            point = (px + step[0], py + step[1], pz + step[2])
+            depth = -point[2]
+            if b == a or depth < 1e-6:
                 continue
             fx, fy = focal_px[b, 0], focal_px[b, 1]
-            centred_u, centred_v = fx * px / depth, -fy * py / depth
-            u, v = centre_px[b, 0] + centred_u - 0.5, centre_px[b, 1] + centred_v - 0.5
+            centred = (fx * point[0] / depth, -fy * point[1] / depth)
+            u, v = centre_px[b, 0] + centred[0] - 0.5, centre_px[b, 1] + centred[1] - 0.5
             height, width = sizes_hw[b, 0], sizes_hw[b, 1]
-            pixel_b = depth / fx
             # How the point moves in B's frame: with its depth, and with the focal length.
             ray = _rotate(turn, xa, ya, -1.0)
             zoomed = _rotate(turn, -xa * depth_a, -ya * depth_a, 0.0)
             distance, ou, ov = signed_outside(outside_px[b], height, width, u, v)
             if distance > MASK_SLACK_PX:
+                pixel_a, pixel_b = depth_a / fax, depth / fx
                 weight = pixel_b / np.sqrt((0.4 * pixel_b) ** 2 + (0.4 * pixel_a) ** 2 + blur**2)
-                gu, gv = ou * fx / depth, -ov * fy / depth
-                gz = (gu * px + gv * py) / depth
                 kind[i, b], residual[i, b] = OUTSIDE_MASK, (distance - MASK_SLACK_PX) * weight
-                derivative[i, b, 0] = weight * (
-                    gu * zoomed[0] + gv * zoomed[1] + gz * zoomed[2] + ou * centred_u + ov * centred_v
+                _derive_outside((ou, ov), (fx, fy), point, centred, ray, zoomed, weight, depth_a, derivative[i, b])
+            elif scales[b] > 0 and distance <= 0:
+                kind[i, b], residual[i, b] = _test_surface(
+                    values[b, :height, :width],
+                    (u, v),
+                    (fx, fy),
+                    point,
+                    centred,
+                    ray,
+                    zoomed,
+                    _rotate(turn, unit[0], unit[1], unit[2]),
+                    depth_a,
+                    scales[b],
+                    (rounding[a] * scales[a], rounding[b] * scales[b]),
+                    blur,
+                    derivative[i, b],
                 )
-                derivative[i, b, 1] = weight * depth_a * (gu * ray[0] + gv * ray[1] + gz * ray[2])
-                continue
-            if scales[b] <= 0 or distance > 0:
-                continue
-            x0, y0 = min(int(u), width - 2), min(int(v), height - 2)
-            q0, q1 = values[b, y0, x0], values[b, y0, x0 + 1]
-            q2, q3 = values[b, y0 + 1, x0], values[b, y0 + 1, x0 + 1]
-            low, high = min(min(q0, q1), min(q2, q3)), max(max(q0, q1), max(q2, q3))
-            if low <= 0 or (high - low) * scales[b] > STEEPEST * pixel_b:
-                continue
-            surface, du, dv = _bilinear(values[b, :height, :width], u, v)
-            nb = _surface_gradient(px, py, depth, du, dv, scales[b], fx, fy)
-            nb_length = np.sqrt(nb[0] ** 2 + nb[1] ** 2 + nb[2] ** 2)
-            behind = depth - scales[b] * surface
-            # Only a surface that faces B and lies like B's own can be the one that B sees.
-            n = _rotate(turn, na[0], na[1], na[2])
-            facing = (n[0] * px + n[1] * py + n[2] * pz) / (na_length * np.sqrt(px * px + py * py + pz * pz))
-            alike = (n[0] * nb[0] + n[1] * nb[1] + n[2] * nb[2]) / (na_length * nb_length)
-            same = facing > LEAST_FACING and alike > LEAST_ALIKE
-            if behind > 0 and not same:
-                continue
-            along = nb[0] * ray[0] + nb[1] * ray[1] + nb[2] * ray[2]
-            error = np.sqrt(
-                (rounding[a] * scales[a] * along) ** 2
-                + (rounding[b] * scales[b]) ** 2
-                + (0.1 * pixel_b * nb_length) ** 2
-                + (blur * nb_length) ** 2
-            )
-            kind[i, b], residual[i, b] = SAME_SURFACE, behind / error
-            if not same:
-                if behind > -FRONT_SLACK * error or _reaches(values[b, :height, :width], x0, y0, depth, scales[b]):
-                    kind[i, b], residual[i, b] = NO_TEST, 0.0
-                    continue
-                kind[i, b], residual[i, b] = IN_FRONT, behind / error + FRONT_SLACK
-            derivative[i, b, 0] = (
-                nb[0] * zoomed[0]
-                + nb[1] * zoomed[1]
-                + nb[2] * zoomed[2]
-                - scales[b] * (du * centred_u + dv * centred_v)
-            ) / error
-            derivative[i, b, 1] = along * depth_a / error
-            derivative[i, b, 2] = -scales[b] * surface / error
+
+
+@njit(cache=True, inline="always")
+def _derive_outside(
+    slope: Pair,
+    focal: Pair,
+    point: Triple,
+    centred: Pair,
+    ray: Triple,
+    zoomed: Triple,
+    weight: float,
+    depth_a: float,
+    derivative: FloatGrid,
+) -> None:
+    """Write the derivatives of a weighted distance to a silhouette into `derivative`, (3,).
+
+    `slope` has the distance's derivatives along x and y of the picture; the others are those of `_test_surface`.
+    """
+    (ou, ov), (px, py, pz) = slope, point
+    gu, gv = ou * focal[0] / -pz, -ov * focal[1] / -pz
+    gz = (gu * px + gv * py) / -pz
+    derivative[0] = weight * (gu * zoomed[0] + gv * zoomed[1] + gz * zoomed[2] + ou * centred[0] + ov * centred[1])
+    derivative[1] = weight * depth_a * (gu * ray[0] + gv * ray[1] + gz * ray[2])
+
+
+@njit(cache=True, inline="always")
+def _test_surface(
+    values: FloatGrid,
+    place: Pair,
+    focal: Pair,
+    point: Triple,
+    centred: Pair,
+    ray: Triple,
+    zoomed: Triple,
+    n: Triple,
+    depth_a: float,
+    scale: float,
+    roundings: Pair,
+    blur: float,
+    derivative: FloatGrid,
+) -> tuple[int, float]:
+    """Compare a point of view A with the surface that view B sees there.
+
+    Args:
+        values: (H, W) B's depth as a fraction of its scale.
+        place: Where B sees the point, grid coordinates.
+        focal: B's focal lengths, pixels.
+        point: In B's frame.
+        centred: Where B sees it from its principal point, pixels.
+        ray: How the point moves with its depth in A.
+        zoomed: How it moves with the logarithm of the focal length.
+        n: Normal of A's surface in B's frame, into the object.
+        depth_a: Depth in A.
+        scale: World depth of B's value 1.
+        roundings: Standard deviations of stored depths in A and B, world units.
+        blur: Further standard deviation, world units.
+        derivative: (3,) out; stays when there is no test.
+
+    Returns:
+        What kind of test it is, and its residual.
+    """
+    (u, v), (px, py, pz) = place, point
+    depth = -pz
+    pixel_b = depth / focal[0]
+    height, width = values.shape
+    x0, y0 = min(int(u), width - 2), min(int(v), height - 2)
+    q0, q1, q2, q3 = values[y0, x0], values[y0, x0 + 1], values[y0 + 1, x0], values[y0 + 1, x0 + 1]
+    low, high = min(min(q0, q1), min(q2, q3)), max(max(q0, q1), max(q2, q3))
+    if low <= 0 or (high - low) * scale > STEEPEST * pixel_b:
+        return NO_TEST, 0.0
+    surface, du, dv = _bilinear(values, u, v)
+    nb = _surface_gradient(px, py, depth, du, dv, scale, focal[0], focal[1])
+    nb_length = _length(nb)
+    behind = depth - scale * surface
+    # Only a surface that faces B and lies like B's own can be the one that B sees.
+    facing = _dot(n, point) / _length(point)
+    alike = _dot(n, nb) / nb_length
+    same = facing > LEAST_FACING and alike > LEAST_ALIKE
+    if behind > 0 and not same:
+        return NO_TEST, 0.0
+    along = _dot(nb, ray)
+    error = np.sqrt(
+        (roundings[0] * along) ** 2 + roundings[1] ** 2 + (0.1 * pixel_b * nb_length) ** 2 + (blur * nb_length) ** 2
+    )
+    kind, residual = SAME_SURFACE, behind / error
+    if not same:
+        if behind > -FRONT_SLACK * error or _reaches(values, x0, y0, depth, scale):
+            return NO_TEST, 0.0
+        kind, residual = IN_FRONT, behind / error + FRONT_SLACK
+    derivative[0] = (_dot(nb, zoomed) - scale * (du * centred[0] + dv * centred[1])) / error
+    derivative[1] = along * depth_a / error
+    derivative[2] = -scale * surface / error
+    return kind, residual
 
 
 @njit(cache=True)
