@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import prefect.runtime.flow_run
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows.cancellation import CancellationDesk
 from flows.cancellation_answers import CancellationAnswer, Outcome
 from flows.cancelled_results import clean_up_after
-from flows.endings import failed_state, known_error
+from flows.endings import checked, failed_state, known_error, name_after
 from flows.run_ids import find_flow_run
 from reconflow.errors import ReconflowError
 
@@ -51,8 +50,11 @@ class CancelRequest(BaseModel):
 
 def name_run() -> str:
     """Name a run by its step and the run that it is about."""
-    request = CancelRequest.model_validate(prefect.runtime.flow_run.parameters["params"])
-    return f"{'confirm' if request.confirm else 'request'} cancellation · {request.run}"
+    return name_after(CancelRequest, lambda asked: f"{_step_of(asked)} cancellation · {asked.run}")
+
+
+def _step_of(request: CancelRequest) -> str:
+    return "confirm" if request.confirm else "request"
 
 
 @flow(
@@ -61,6 +63,7 @@ def name_run() -> str:
     description="Cancel a run in two steps: request, then confirm within an hour. Between the steps the run goes on.",
     result_serializer="json",
     persist_result=False,
+    validate_parameters=False,
 )
 def cancel(params: CancelRequest) -> State[Any]:
     """Do one step of a cancellation.
@@ -74,8 +77,9 @@ def cancel(params: CancelRequest) -> State[Any]:
     """
     logger = get_run_logger()
     try:
+        request = checked(CancelRequest, params)
         with get_client(sync_client=True) as client:
-            answer = do_step(client, params)
+            answer = do_step(client, request)
     except Exception as error:
         known = known_error(error)
         _show(f"**{known.code}**\n\n{known.message}\n\n**What to do:** {known.suggestion}")

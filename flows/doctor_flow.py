@@ -14,6 +14,7 @@ from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.doctor import MIN_DISK_GB, MIN_GPU_MEMORY_GB, Finding, Needs, examine_machine
+from flows.endings import checked
 from flows.stoppable import unless_cancelled
 from reconflow.request import ModelName
 
@@ -38,6 +39,7 @@ class DoctorRequest(BaseModel):
     description="Say whether the worker that takes this run can reconstruct.",
     result_serializer="json",
     persist_result=False,
+    validate_parameters=False,
 )
 def doctor(params: DoctorRequest) -> State[Any]:
     """Examine this machine.
@@ -48,7 +50,7 @@ def doctor(params: DoctorRequest) -> State[Any]:
     Returns:
         A state whose data is the findings; the run fails with the codes of those that are not well.
     """
-    return unless_cancelled(lambda _: _examine(params))
+    return unless_cancelled(lambda _: _examine(checked(DoctorRequest, params)))
 
 
 def _examine(params: DoctorRequest) -> State[Any]:
@@ -66,8 +68,12 @@ def _examine(params: DoctorRequest) -> State[Any]:
     )
     ill = [finding for finding in findings if not finding.ok]
     if ill:
-        return Failed(message=" ".join(f"{finding.code}: {finding.value}. {finding.suggestion}" for finding in ill))
+        return Failed(message=" ".join(_sentences(finding) for finding in ill))
     return Completed(message="All is well.", data={"findings": [asdict(finding) for finding in findings]})
+
+
+def _sentences(finding: Finding) -> str:
+    return f"{finding.code}: {finding.value.removesuffix('.')}. {finding.suggestion}"
 
 
 def _row(finding: Finding) -> dict[str, str]:

@@ -6,10 +6,12 @@ stage has is `reconflow.failures`' business; here are those of the Prefect serve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, TypeVar
 
 import httpx
+import prefect.runtime.flow_run
 from prefect import get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectNotFound
@@ -47,6 +49,19 @@ def checked(kind: type[Request], params: object) -> Request:
             suggestion="Correct or leave out the parameters named.",
             parameters=list(faults),
         ) from None
+
+
+def name_after(kind: type[Request], name: Callable[[Request], str]) -> str:
+    """Return what the flow run at hand is called, after what it is asked for.
+
+    Args:
+        kind: The flow's one parameter.
+        name: Makes the name; not called when the parameters are not usable, which the flow itself tells.
+    """
+    try:
+        return name(checked(kind, prefect.runtime.flow_run.parameters["params"]))
+    except ValidationFailedError:
+        return "refused"
 
 
 def failed_state(error: Exception) -> State[Any]:

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import prefect.runtime.flow_run
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -20,6 +19,7 @@ from prefect.states import Completed
 
 from blocks.artifact_store import using_locations
 from flows.cancellation import CancellationDesk
+from flows.endings import checked, name_after
 from flows.expire_request import ExpireRequest, ExpiryReport, make_report, protect
 from flows.notification_records import sweep_tellings
 from flows.run_ids import run_id_of
@@ -40,8 +40,7 @@ _UNFINISHED: Final = [
 
 def name_run() -> str:
     """Name a run by the store."""
-    request = ExpireRequest.model_validate(prefect.runtime.flow_run.parameters["params"])
-    return f"{request.out}{' · dry run' if request.dry_run else ''}"
+    return name_after(ExpireRequest, lambda asked: f"{asked.out}{' · dry run' if asked.dry_run else ''}")
 
 
 @flow(
@@ -50,6 +49,7 @@ def name_run() -> str:
     description="Remove old results and leftovers; a dry run unless told otherwise.",
     result_serializer="json",
     persist_result=False,
+    validate_parameters=False,
 )
 def expire(params: ExpireRequest) -> State[Any]:
     """Remove what the rules let expire.
@@ -60,8 +60,7 @@ def expire(params: ExpireRequest) -> State[Any]:
     Returns:
         A state whose message has the counts and whose data is a `flows.expire_request.ExpiryReport`.
     """
-    request = ExpireRequest.model_validate(params.model_dump())
-    return unless_cancelled(lambda on_progress: _expire(request, on_progress))
+    return unless_cancelled(lambda on_progress: _expire(checked(ExpireRequest, params), on_progress))
 
 
 def _expire(params: ExpireRequest, on_progress: OnProgress) -> State[Any]:

@@ -25,10 +25,10 @@ from blocks.artifact_store import using_locations
 from blocks.model_weights import using_weights
 from blocks.quality import load_thresholds
 from flows.cancellation_records import forget_own_cancellation
-from flows.endings import checked, failed_state, known_error
+from flows.endings import checked, failed_state, known_error, name_after
 from flows.run_ids import RUN_TAG
 from reconflow import pipeline
-from reconflow.errors import Cancelled, ValidationFailedError
+from reconflow.errors import Cancelled
 from reconflow.outputs.runs import is_run_id, new_run_id
 from reconflow.request import RunRequest
 from reconflow.run_context import Isolation, RunRef, StageOutcomes
@@ -44,11 +44,7 @@ DATASET_TAG: Final = "dataset-"
 
 def name_run() -> str:
     """Name a run by its dataset, model and preset."""
-    try:
-        request = checked(RunRequest, prefect.runtime.flow_run.parameters["params"])
-    except ValidationFailedError:  # which the flow itself tells
-        return "refused"
-    return f"{request.dataset_name()} · {request.model} · {request.preset}"
+    return name_after(RunRequest, lambda asked: f"{asked.dataset_name()} · {asked.model} · {asked.preset}")
 
 
 @flow(

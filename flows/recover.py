@@ -17,7 +17,6 @@ from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
-import prefect.runtime.flow_run
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -46,7 +45,7 @@ from flows.attempts import (
     reason_to_leave_alone,
     successor_key,
 )
-from flows.endings import failed_state
+from flows.endings import checked, failed_state, name_after
 from flows.run_ids import find_flow_run, shown_id
 
 RECOVERY_LABEL: Final = "reconflow.recovery"
@@ -99,7 +98,7 @@ class Recovery(BaseModel, frozen=True, extra="forbid"):
 
 def name_run() -> str:
     """Name a run by the run that it is about."""
-    return f"recover · {RecoverRequest.model_validate(prefect.runtime.flow_run.parameters['params']).run or 'missed'}"
+    return name_after(RecoverRequest, lambda asked: f"recover · {asked.run or 'missed'}")
 
 
 @flow(
@@ -108,6 +107,7 @@ def name_run() -> str:
     description="Start a crashed run again as a new one, which reuses the finished stages; at most three attempts.",
     result_serializer="json",
     persist_result=False,
+    validate_parameters=False,
 )
 def recover(params: RecoverRequest) -> State[Any]:
     """Start a crashed run again, unless it was cancelled, failed for good, or has had its attempts.
@@ -119,10 +119,11 @@ def recover(params: RecoverRequest) -> State[Any]:
         A state whose name and message say what was done and whose data is a `Recovery`, or a list of them.
     """
     try:
+        request = checked(RecoverRequest, params)
         with get_client(sync_client=True) as client:
-            if params.run is None:
+            if request.run is None:
                 return _swept(recover_missed(client))
-            done = recover_run(client, find_flow_run(client, params.run))
+            done = recover_run(client, find_flow_run(client, request.run))
     except Exception as error:
         return failed_state(error)
     get_run_logger().info("%s: %s", done.outcome, done.message)

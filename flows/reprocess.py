@@ -14,7 +14,6 @@ from typing import Any, Final
 from uuid import UUID
 
 import httpx
-import prefect.runtime.flow_run
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -24,6 +23,7 @@ from prefect.states import Completed
 
 from blocks.artifact_store import using_locations
 from blocks.model_weights import using_weights
+from flows.endings import checked, name_after
 from flows.reprocess_report import REFUSED, RunOutcome, WalkReport, make_report, refusal_of, table_rows
 from flows.reprocess_request import ReprocessRequest
 from flows.run_ids import run_id_of
@@ -42,7 +42,10 @@ _MAX_MESSAGE: Final = 300
 
 def name_walk() -> str:
     """Name a walk by what it walks over."""
-    request = ReprocessRequest.model_validate(prefect.runtime.flow_run.parameters["params"])
+    return name_after(ReprocessRequest, _name_of)
+
+
+def _name_of(request: ReprocessRequest) -> str:
     return f"{request.datasets} · {request.model} · {request.preset}{' · dry run' if request.dry_run else ''}"
 
 
@@ -52,6 +55,7 @@ def name_walk() -> str:
     description="Find the datasets that are new, changed, failed or outdated, and reconstruct them.",
     result_serializer="json",
     persist_result=False,
+    validate_parameters=False,
 )
 def reprocess(params: ReprocessRequest) -> State[Any]:
     """Bring the results of all datasets below a place up to date.
@@ -64,8 +68,7 @@ def reprocess(params: ReprocessRequest) -> State[Any]:
         is a row of it, not a failure of the walk; what the walk itself cannot go on without is a failed state with
         code and way out.
     """
-    request = ReprocessRequest.model_validate(params.model_dump())
-    return unless_cancelled(lambda on_progress: _walk(request, on_progress))
+    return unless_cancelled(lambda on_progress: _walk(checked(ReprocessRequest, params), on_progress))
 
 
 def _walk(params: ReprocessRequest, on_progress: OnProgress) -> State[Any]:

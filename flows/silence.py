@@ -20,7 +20,7 @@ from prefect.types import DateTime
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from deployments.heartbeats import HEARTBEAT_EVENT, LISTEN_S, SILENT_AFTER_S
-from flows.endings import failed_state
+from flows.endings import checked, failed_state, name_after
 from flows.run_ids import find_flow_run
 
 _TIME: Final = TypeAdapter(DateTime)
@@ -48,7 +48,7 @@ class SilenceOutcome(StrEnum):
 
 def name_run() -> str:
     """Name a run by the run that it is about."""
-    return f"silence · {SilenceRequest.model_validate(prefect.runtime.flow_run.parameters['params']).run}"
+    return name_after(SilenceRequest, lambda asked: f"silence · {asked.run}")
 
 
 @flow(
@@ -57,6 +57,7 @@ def name_run() -> str:
     description="End a run as crashed when it is still not heard of.",
     result_serializer="json",
     persist_result=False,
+    validate_parameters=False,
 )
 def silence(params: SilenceRequest) -> State[Any]:
     """End a run as crashed, unless it has ended or was heard of since this run was created.
@@ -68,10 +69,11 @@ def silence(params: SilenceRequest) -> State[Any]:
         A state whose name and message say what was done.
     """
     try:
+        request = checked(SilenceRequest, params)
         with get_client(sync_client=True) as client:
             own = client.read_flow_run(UUID(prefect.runtime.flow_run.id))
             _listen(own)
-            outcome, message = end_if_silent(client, find_flow_run(client, params.run), since_of(own))
+            outcome, message = end_if_silent(client, find_flow_run(client, request.run), since_of(own))
     except Exception as error:
         return failed_state(error)
     get_run_logger().info("%s: %s", outcome, message)

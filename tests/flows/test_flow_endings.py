@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -74,6 +75,23 @@ def test_parameters_that_the_server_let_through_are_refused_with_a_code(params: 
     assert said in expect_failed(reconstruct_as_asked(params), ErrorCode.VALIDATION_FAILED)
 
 
+@pytest.mark.parametrize("entrypoint", ["cancel", "doctor_flow:doctor", "expire", "recover", "reprocess", "silence"])
+def test_every_flow_refuses_unusable_parameters_with_a_code(entrypoint: str) -> None:
+    module, _, name = entrypoint.partition(":")
+    flow = getattr(import_module(f"flows.{module}"), name or module)
+    message = expect_failed(flow({"nope": 1}, return_state=True), ErrorCode.VALIDATION_FAILED)
+    assert "nope: Extra inputs are not permitted." in message
+
+
+def test_a_machine_that_lacks_something_says_so_in_whole_sentences() -> None:
+    from flows.doctor_flow import doctor
+
+    state = doctor({"out": "/proc/nothing-below-it", "disk_gb": 1e9}, return_state=True)  # type: ignore[call-overload]
+    message = expect_failed(state, ErrorCode.DISK_FULL)
+    assert ErrorCode.STORAGE_UNREACHABLE in message
+    assert ".." not in message
+
+
 def test_a_report_that_cannot_be_told_says_why() -> None:
     from flows.notify import notify
 
@@ -103,8 +121,6 @@ def test_what_the_server_does_is_said_of_the_server(client: SyncPrefectClient) -
 def test_what_operators_and_automations_start_says_that_the_server_is_gone(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from importlib import import_module
-
     module = import_module(f"flows.{name}")
 
     def broken(*_: Any) -> Any:
