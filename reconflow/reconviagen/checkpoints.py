@@ -43,6 +43,13 @@ CLASSES: Final[Mapping[str, type[nn.Module]]] = {
 _TRAINING_ONLY: Final = frozenset({"use_checkpoint", "use_bf16"})
 _ADAPTER_MARKS: Final = ("lora_", "base_layer")
 _BUFFER_TOLERANCE: Final = 1e-4
+_STORED_AS: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Other types hold quantised numbers, which mean something only with scales that no published file has."""
+_DAMAGED_PTH: Final = (
+    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+    OSError,
+)  # fmt: skip
+"""What PyTorch raises for files with single bytes missing or changed, found by trying."""
 _SHOWN: Final = 8
 
 Read = Callable[[str], Tensor]
@@ -72,8 +79,8 @@ def build_network(facts: Mapping[str, Any], *, device: str = "cpu", source: str 
     try:
         with torch.device("meta"):
             return CLASSES[name](**arguments)
-    except TypeError as error:
-        raise _refused(source, f"the arguments of {name} are not complete or of other types") from error
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
+        raise _refused(source, f"the arguments of {name} are not complete, or of other types or values") from error
 
 
 def fill_network(
@@ -100,7 +107,15 @@ def fill_network(
     """
     wanted = network.state_dict()
     check_tensors({name: tuple(tensor.shape) for name, tensor in wanted.items()}, shapes, source, ignored)
-    state = {name: read(name).to(device=device, dtype=tensor.dtype) for name, tensor in wanted.items()}
+    state, faults = {}, []
+    for name, tensor in wanted.items():
+        stored = read(name)
+        if stored.dtype not in _STORED_AS:
+            faults.append(f"{name} is of the type {str(stored.dtype).removeprefix('torch.')}")
+        state[name] = stored.to(device=device, dtype=tensor.dtype)
+    if faults:
+        problem = f"{len(faults)} tensors are no floating-point numbers of 16 bits or more: {faults[0]}"
+        raise _refused(source, problem, faults, "Fetch the published files, which are not quantised.")
     network.load_state_dict(state, strict=True, assign=True)
     network.eval().requires_grad_(requires_grad=False)
 
@@ -165,7 +180,7 @@ def read_pth(path: Path, source: str) -> dict[str, Tensor]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except _DAMAGED_PTH as error:
         raise _refused(source, "it is damaged, or holds something else than tensors") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise _refused(source, "it is no plain collection of tensors")

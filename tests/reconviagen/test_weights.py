@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import threading
 from collections.abc import Iterator
@@ -179,6 +180,18 @@ def test_every_wrong_tensor_is_listed_before_loading_fails(copy: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn])
+def test_quantised_numbers_are_refused_and_not_taken_for_weights(copy: Path, dtype: torch.dtype) -> None:
+    path = copy / "trellis-vggt-v0-2" / STEM.format("slat_vggt_cond.safetensors")
+    damage(path, lambda tensors: tensors.update({name: t.to(dtype) for name, t in tensors.items() if "bias" in name}))
+    with (
+        pytest.raises(WeightsInvalidError, match="4 tensors are no floating-point numbers") as caught,
+        PublishedNetworks(WeightsFolder(copy)).open(Role.LATENT_CONDITION),
+    ):
+        pass
+    assert len(faults_of(caught.value)) == 4
+
+
 @pytest.mark.parametrize("name", ["linear_blocks.0.0.lora_A.weight", "linear_blocks.0.0.base_layer.weight"])
 def test_leftovers_of_adapters_are_named_and_never_dropped(copy: Path, name: str) -> None:
     path = copy / "trellis-vggt-v0-2" / STEM.format("slat_vggt_cond.safetensors")
@@ -197,6 +210,10 @@ def test_leftovers_of_adapters_are_named_and_never_dropped(copy: Path, name: str
         ({"name": "SLatRadianceFieldDecoder", "args": {}}, "no network 'SLatRadianceFieldDecoder'"),
         ({"name": "ModulatedSLATMultiViewCond", "args": {"channels": 8, "depth": 3}}, "the arguments depth"),
         ({"name": "SLatMeshDecoder", "args": {"resolution": 8}}, "not complete"),
+        ({"name": "SLatFlowModel", "args": {"model_channels": -1}}, "other types or values"),
+        ({"name": "SLatFlowModel", "args": {"num_io_res_blocks": 0}}, "other types or values"),
+        ({"name": "SparseStructureFlowModel", "args": {"patch_size": 0}}, "other types or values"),
+        ({"name": "SparseStructureDecoder", "args": {"channels": []}}, "other types or values"),
     ],
 )
 def test_an_unknown_configuration_is_refused(facts: dict[str, Any], words: str) -> None:
@@ -226,6 +243,26 @@ def test_a_cut_off_file_and_one_with_other_things_than_tensors_are_refused(copy:
     torch.save({"weights": 3}, tmp_path / "number.pth")
     with pytest.raises(WeightsInvalidError, match="no plain collection"):
         checkpoints.read_pth(tmp_path / "number.pth", "x")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of PyTorch, about an odd version of the pickle
+@pytest.mark.parametrize("in_a_zip", [True, False])
+def test_a_pth_file_with_bytes_missing_or_changed_is_read_or_refused_by_name(tmp_path: Path, in_a_zip: bool) -> None:
+    path, draw, refused = tmp_path / "x.pth", random.Random(0), 0
+    torch.save({"a": torch.ones(3, 4), "b": torch.zeros(7)}, path, _use_new_zipfile_serialization=in_a_zip)
+    whole = path.read_bytes()
+    spoilt = [whole[:length] for length in (0, 1, 10, len(whole) // 2, len(whole) - 1)]
+    for _ in range(200):
+        changed = bytearray(whole)
+        changed[draw.randrange(min(len(whole), 400))] = draw.randrange(256)
+        spoilt.append(bytes(changed))
+    for content in spoilt:
+        path.write_bytes(content)
+        try:
+            checkpoints.read_pth(path, "x")
+        except WeightsInvalidError:
+            refused += 1
+    assert refused > 20
 
 
 def test_a_stored_table_that_differs_from_its_formula_is_used_and_reported(copy: Path) -> None:
