@@ -91,12 +91,18 @@ def golden(request: pytest.FixtureRequest) -> Iterator[Golden]:
 
 
 @pytest.fixture(scope="session")
-def goldens(request: pytest.FixtureRequest) -> tuple[Golden, ...]:
+def goldens(golden_folder_of_this_run: Path) -> tuple[Golden, ...]:
     """Every golden of the folder."""
+    return _goldens_in(golden_folder_of_this_run)
+
+
+@pytest.fixture(scope="session")
+def golden_folder_of_this_run(request: pytest.FixtureRequest) -> Path:
+    """The folder with the goldens."""
     folder = golden_folder(request.config)
     if not folder.is_dir():
         pytest.skip(f"no golden vectors at {folder}; name a folder with --goldens DIR")
-    return _goldens_in(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

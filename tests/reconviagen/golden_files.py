@@ -1,7 +1,8 @@
 """Golden vectors: which files a folder holds, what they are about, and how values are compared with them.
 
 A golden is a pair `<stem>.json` + `<stem>.safetensors`. Its kind is the longest known kind that its stem starts with,
-or else the kind of the class that its JSON names, so that a folder may hold several goldens of one kind.
+or else the kind of the class that its JSON names, or else the longest one that occurs in its stem, so that a folder may
+hold several goldens of one kind.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ KIND_OF_CLASS: Mapping[str, str] = {
     "SLatFlowModel": "slat_flow",
     "SLatGaussianDecoder": "slat_gs_decoder",
     "SLatMeshDecoder": "slat_mesh_decoder",
+    "SparseFeatures2Mesh": "mesh_extract",
+    "VGGT (aggregator + camera_head)": "vggt_aggregator",
 }
 KINDS = frozenset(KIND_OF_CLASS.values()) | {
     "preprocess",
     "embedders",
-    "vggt_aggregator",
     "sampler_multi_image",
     "subm_conv3d",
     "sparse_spatial",
     "window_attention",
-    "mesh_extract",
     "flexicubes_tables",
     "cameras",
     "pipeline_tiny",
@@ -113,10 +114,26 @@ def find_goldens(folder: Path, *, is_reference: bool) -> list[Golden]:
     return found
 
 
+def halves_of_goldens(folder: Path) -> list[Path]:
+    """List the files of a folder that look like a golden's, but lack the other one of its two files."""
+    found = []
+    for path in sorted(folder.rglob("*.safetensors")):
+        if not path.with_suffix(".json").is_file():
+            found.append(path)
+    for path in sorted(folder.rglob("*.json")):
+        if not path.with_suffix(".safetensors").is_file():
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(facts, dict) and ("tensors" in facts or kind_of(path.stem, facts)):
+                found.append(path)
+    return found
+
+
 def kind_of(stem: str, facts: Mapping[str, Any]) -> str | None:
     """Tell what a golden is about from its file name, or else from the class that its JSON names."""
-    fitting = [kind for kind in KINDS if stem.startswith(kind)]
-    return max(fitting, key=len) if fitting else KIND_OF_CLASS.get(str(facts.get("name")))
+    starting = [kind for kind in KINDS if stem.startswith(kind)]
+    within = [kind for kind in KINDS if kind in stem]
+    named = KIND_OF_CLASS.get(str(facts.get("name")))
+    return max(starting, key=len, default=None) or named or max(within, key=len, default=None)
 
 
 def largest_error(actual: Tensor, expected: Tensor) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_files import KINDS, Golden, assert_matches, kind_of
+from golden_files import KINDS, Golden, assert_matches, halves_of_goldens, kind_of
 from safetensors.torch import save_file
 
 pytest_plugins = ("pytester",)
@@ -32,6 +32,20 @@ def test_every_file_of_the_folder_is_of_a_known_kind(goldens: tuple[Golden, ...]
     assert {golden.kind for golden in goldens} == KINDS
 
 
+def test_no_golden_of_the_folder_lacks_one_of_its_files(golden_folder_of_this_run: Path) -> None:
+    assert halves_of_goldens(golden_folder_of_this_run) == []
+
+
+def test_a_golden_without_its_tensors_or_its_facts_is_found(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    for name, facts in {"below/ss_flow_2": "{}", "other": '{"tensors": {}}', "index": '["ss_flow_2"]'}.items():
+        (tmp_path / f"{name}.json").write_text(facts, encoding="utf-8")
+    save_file({"in.x": torch.zeros(1)}, tmp_path / "cameras.safetensors")
+    assert [path.name for path in halves_of_goldens(tmp_path)] == [
+        "cameras.safetensors", "ss_flow_2.json", "other.json",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("stem", "name", "kind"),
     [
@@ -39,6 +53,9 @@ def test_every_file_of_the_folder_is_of_a_known_kind(goldens: tuple[Golden, ...]
         ("sampler_2", "", "sampler"),
         ("mesh_extract_torus", "", "mesh_extract"),
         ("odd", "SLatFlowModel", "slat_flow"),
+        ("torus_2", "SparseFeatures2Mesh", "mesh_extract"),
+        ("seed_7_pipeline_tiny", "", "pipeline_tiny"),
+        ("odd_sampler_multi_image", "", "sampler_multi_image"),
         ("odd", "", None),
     ],
 )
