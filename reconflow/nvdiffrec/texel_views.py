@@ -55,7 +55,7 @@ class ViewGeometry:
 
     Attributes:
         camera: The view at the resolution of the two images.
-        depth: (H, W) float32 depth of the mesh, 0 where it is not.
+        depth: (H, W) float32 depth of the mesh, 0 where it is not or not shown.
         trust: (H, W) float32, 1 far from depth edges, near 0 at them.
     """
 
@@ -85,14 +85,18 @@ def locate_texels(mesh: TriangleMesh, face_id: NDArray[np.int32], bary: Float32)
     return Texels(index, position, normal, face_id.shape[0])
 
 
-def see_mesh(mesh: TriangleMesh, camera: PinholeCamera) -> ViewGeometry:
+def see_mesh(mesh: TriangleMesh, camera: PinholeCamera, shown: NDArray[np.bool_] | None = None) -> ViewGeometry:
     """Rasterise the mesh's depth and mark where its edges make photos unreliable.
 
     Args:
         mesh: The surface.
         camera: The view, at the resolution wanted.
+        shown: (H, W) where the photo shows the object; elsewhere, and near its rim, it says nothing about the mesh.
+            None trusts the mesh's own outline.
     """
     depth = rasterize_view(mesh.vertices, mesh.faces, camera).depth
+    if shown is not None:
+        depth = np.where(shown, depth, np.float32(0))
     distance_px = ndimage.distance_transform_edt(~depth_edges(depth, camera.focal_px[0])).astype(np.float32)
     ramp = np.clip((distance_px - _EDGE_GUARD_PX[0]) / (_EDGE_GUARD_PX[1] - _EDGE_GUARD_PX[0]), 0, 1)
     return ViewGeometry(camera, depth, (1e-3 + (1 - 1e-3) * ramp * ramp * (3 - 2 * ramp)).astype(np.float32))

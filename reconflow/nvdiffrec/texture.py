@@ -77,12 +77,14 @@ def fit_texture(
     Args:
         mesh: The surface.
         atlas: Its unwrapping, made for `size`.
-        photos: The photos; their coverage must be consistent with the mesh's silhouettes to about a pixel.
+        photos: The photos; without `elsewhere` their coverage must be consistent with the mesh's silhouettes to about
+            a pixel.
         size: Side of the texture, texels.
         steps: Correction passes through the renderer.
         on_progress: Receiver of progress.
         corrections: Which pixels correct the texture, and how.
-        elsewhere: Colours for what the photos do not show; None continues theirs.
+        elsewhere: Colours for what the photos do not show, also for what lies outside their masks; None continues
+            theirs.
 
     Returns:
         textured: The painted mesh.
@@ -91,7 +93,7 @@ def fit_texture(
     total = steps + 2
     face_id, bary = rasterize_atlas(atlas.uvs, atlas.uv_faces, (size, size))
     texels = locate_texels(mesh, face_id, bary)
-    geometry = [see_mesh(mesh, photo.camera) for photo in photos]
+    geometry = [see_mesh(mesh, photo.camera, None if elsewhere is None else photo.coverage >= 0.5) for photo in photos]
     on_progress(1, total, "painting the texture")
     colour, quality = gather(texels, geometry, [p.linear for p in photos], [_low_frequencies(p) for p in photos])
     confidence = np.clip((quality - _QUALITY_UNUSABLE) / (_QUALITY_USABLE - _QUALITY_UNUSABLE), 0, 1)[:, None]

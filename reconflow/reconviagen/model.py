@@ -40,7 +40,7 @@ class ReconvGenModel:
     """A shape generated from all views at once, by the networks of ReconViaGen v0.2."""
 
     name: ClassVar[str] = "reconviagen"
-    version: ClassVar[str] = "3"
+    version: ClassVar[str] = "4"
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     def __init__(self) -> None:

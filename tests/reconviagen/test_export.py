@@ -110,6 +110,22 @@ def test_what_no_photo_shows_is_painted_by_the_gaussians() -> None:
     assert np.median(error) < 0.03
 
 
+def test_what_lies_outside_the_masks_is_painted_by_the_gaussians_and_not_by_the_background() -> None:
+    """A generated surface is nowhere exactly where the photos' is; here it is larger, and seen before white."""
+    mesh = scaled(truth().mesh, 1.15)
+    dataset, calibration = photographed(truth(), rig(128))
+    photos = [prepare_photo(view, calibration.cameras[index], 128) for index, view in enumerate(dataset.views)]
+    assert all(photo.on_white for photo in photos)
+    colours = np.tile(np.array([0.9, 0.1, 0.1], np.float32), (len(mesh.vertices), 1))
+    pictures = GaussianPictures(surface_gaussians(mesh, colours, 0.04), Similarity.identity(), 20, 160)
+    textured, facts = bake_texture(mesh, unwrap(mesh, 256), photos, pictures, 256, 2)
+    face, bary = rasterize_atlas(textured.uvs, textured.uv_faces, (256, 256))
+    texels = locate_texels(mesh, face, bary)
+    painted_linear = linear_from_srgb_u8(textured.base_colour_srgb).reshape(-1, 3)[texels.index]
+    assert (painted_linear.min(axis=1) > 0.75).mean() < 1e-3
+    assert facts["gaussian_share"] > 0.15
+
+
 def test_gains_match_medians_and_need_enough_texels() -> None:
     rng = np.random.default_rng(0)
     colours = rng.uniform(0.1, 0.5, (1000, 3)).astype(np.float32)
