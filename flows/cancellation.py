@@ -223,11 +223,17 @@ class CancellationDesk:
             return False
         forget_cancellation(self.client, first_attempt_of(latest))
         raise JobAlreadyFinishedError(
-            f"Run {shown_id(run)} has ended already: {state.name}. {state.message or ''}".strip(),
+            f"Run {shown_id(run)} has ended already: {state.name}. {self._said_of_end(latest.id, state)}".strip(),
             suggestion="There is nothing to cancel; look at its results.",
             run=shown_id(run),
             state=state.name,
         )
+
+    def _said_of_end(self, flow_run_id: UUID, state: State[Any]) -> str:
+        """Return what a run's end says; of a cancelled one who and why, over which a worker puts words of its own."""
+        states = self.client.read_flow_run_states(flow_run_id) if state.is_cancelled() else []
+        asked = [past.message for past in sorted(states, key=lambda past: past.timestamp) if past.is_cancelling()]
+        return (asked[-1] if asked else None) or state.message or ""
 
     def _already_confirmed(self, run: FlowRun) -> CancellationAnswer:
         return answers.already_confirmed(run, read_record(self.client, confirmation_name(first_attempt_of(run))))

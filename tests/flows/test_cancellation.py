@@ -162,6 +162,17 @@ def test_a_finished_run_is_told_how_it_ended(desk: CancellationDesk, client: Syn
         desk.confirm(run, "ada")
 
 
+def test_a_cancelled_run_is_told_with_who_and_why_though_a_worker_had_the_last_word(
+    desk: CancellationDesk, client: SyncPrefectClient
+) -> None:
+    from prefect.states import Cancelled, Cancelling
+
+    run = make_run(client, Cancelling(message="Cancelled by bob: not needed"))
+    client.set_flow_run_state(run.id, Cancelled(message="Flow run was cancelled successfully."))
+    with pytest.raises(JobAlreadyFinishedError, match=r"ended already: Cancelled\. Cancelled by bob: not needed"):
+        desk.request(run, "ada", "too late")
+
+
 def test_a_run_that_finishes_between_the_steps_keeps_its_state(
     desk: CancellationDesk, client: SyncPrefectClient
 ) -> None:
