@@ -72,6 +72,14 @@ def test_the_readme_lists_the_options_of_run_and_no_others() -> None:
 
 
 @each_page
+def test_an_example_that_starts_a_server_has_analytics_off_and_a_password(page: Path) -> None:
+    for block in code_blocks(page.read_text("utf-8"), "sh"):
+        if "prefect server start" in block:
+            assert "PREFECT_SERVER_ANALYTICS_ENABLED=false" in block
+            assert "PREFECT_SERVER_API_AUTH_STRING=" in block
+
+
+@each_page
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
         if target.startswith("https://"):

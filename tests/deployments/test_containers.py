@@ -87,8 +87,14 @@ def test_what_grows_lies_in_volumes_and_everything_that_runs_mounts_them(path: P
 def test_what_an_image_is_built_from_holds_no_secrets() -> None:
     kept = (ROOT / ".dockerignore").read_text("utf-8").split()
     assert kept[0] == "**"
-    assert "**/*.env" in kept
+    assert {"**/*.env", "**/secrets.yaml"} <= set(kept)
     assert all((ROOT / name[1:]).exists() for name in kept if name.startswith("!"))
+
+
+def test_filled_in_copies_of_the_examples_stay_out_of_version_control() -> None:
+    copies = ["deployments/docker/compose.env", "deployments/kubernetes/secrets.yaml"]
+    ignored = subprocess.run(["git", "check-ignore", "--no-index", *copies], cwd=ROOT, capture_output=True, text=True)
+    assert ignored.stdout.split() == copies
 
 
 def test_compose_takes_every_secret_from_the_environment_and_refuses_to_start_without() -> None:
