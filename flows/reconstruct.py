@@ -145,17 +145,18 @@ def _unless_cancelled(flow_run_id: UUID, ending: State[Any]) -> State[Any]:
 def _run_stages(run: RunRef, outcomes: StageOutcomes, reporter: RunReporter) -> RunSummary:
     run = run.model_copy(update={"thresholds": load_thresholds(run.request.quality_thresholds)})
     outcomes.validate = dataset = result_of(stages.validate(run))
-    run = pipeline.place_models(run, dataset)
+    outcomes.transforms = cameras = result_of(stages.transforms(run, dataset))
+    run = pipeline.place_models(run, dataset)  # by what is free when they begin
     if run.side_by_side:
         reporter.forecast.run_side_by_side()
-    outcomes.transforms = cameras = result_of(stages.transforms(run, dataset))
 
     def run_one(name: str) -> None:
         found = outcomes.of(name)
-        found.load = model = stages.load(run, name, dataset)
-        found.infer = inferred = result_of(stages.infer(run, dataset, cameras, model))
-        found.quality = result_of(stages.quality(run, dataset, cameras, inferred))
-        found.preview = result_of(stages.preview(run, inferred))
+        with reporter.of_model(name):
+            found.load = model = stages.load(run, name, dataset)
+            found.infer = inferred = result_of(stages.infer(run, dataset, cameras, model))
+            found.quality = result_of(stages.quality(run, dataset, cameras, inferred))
+            found.preview = result_of(stages.preview(run, inferred))
 
     pipeline.run_models(run, outcomes, run_one)
     outcomes.package = stages.package(run, outcomes, _orchestration())

@@ -31,6 +31,7 @@ class _Part:
     began_s: float | None = None
     ended_s: float | None = None
     kept: bool = False
+    failed: bool = False
     done: float = 0.0
     """Fraction of the stage."""
     message: str = ""
@@ -78,6 +79,14 @@ class Forecast:
         self._under_way = [other for other in self._parts if other is part or other in goes_on]
         self.move_to(stage, model, 0.0)
 
+    def end_model(self, model: str, *, completed: bool) -> None:
+        """Note that nothing more is done of a model, whether or not others are still under way."""
+        for part in self._under_way:
+            if part.model == model:
+                part.ended_s, part.failed = self._clock(), not completed
+        self._under_way = [part for part in self._under_way if part.model != model]
+        self._whole.move_to(MODEL_STAGES[-1], model, 1.0)
+
     def keep(self, stage: str, model: str | None = None) -> None:
         """Note that an earlier attempt had finished a stage."""
         self._part(stage, model).kept = True
@@ -93,20 +102,23 @@ class Forecast:
         return self._clock() - self._began_s
 
     def remaining_s(self) -> float | None:
-        """Return the seconds that the rest takes at the pace so far; None while that would be a guess."""
-        worked, elapsed_s = self._worked(), self.elapsed_s()
-        if worked < MIN_SHARE or elapsed_s < MIN_ELAPSED_S:
-            return None
-        return elapsed_s * (1.0 - self.fraction) / worked
+        """Return the seconds that the rest takes at the pace so far; None while that would be a guess.
 
-    def _worked(self) -> float:
-        """Return the share that this attempt has done; a stage under way counts once it is not at its end.
-
-        At its end it may be over in an instant, because an earlier attempt had finished it.
+        Of models side by side each has a pace of its own, and the slowest one decides.
         """
-        ended = [part for part in self._parts if part.ended_s is not None and not part.kept]
-        at_work = [part for part in self._under_way if not part.kept and part.done < 1.0 - 1e-6]
-        return sum(part.share for part in ended) + sum(part.done * part.share for part in at_work)
+        models = {part.model for part in self._under_way if self._whole.side_by_side}
+        rests = [self._rest_s(model) for model in models or {None}]
+        known = [rest_s for rest_s in rests if rest_s is not None]
+        return max(known) if len(known) == len(rests) else None
+
+    def _rest_s(self, model: str | None) -> float | None:
+        """Return what the rest of a model takes at its own pace, or that of the whole run at the run's."""
+        if model is None:
+            return _at_pace(1.0 - self.fraction, _worked(self._parts), self.elapsed_s())
+        parts = [part for part in self._parts if part.model == model]
+        left = sum((1.0 - part.done) * part.share for part in parts if part.ended_s is None and not part.kept)
+        began_s = min(part.began_s for part in parts if part.began_s is not None)
+        return _at_pace(left, _worked(parts), self._clock() - began_s)
 
     def page(self) -> str:
         """Return the page of a run under way, Markdown."""
@@ -138,6 +150,8 @@ class Forecast:
         said = ""
         if part.kept:
             said = "done by an earlier attempt"
+        elif part.failed:
+            said = "failed"
         elif part.ended_s is not None and part.began_s is not None:
             said = f"done in {duration_text(part.ended_s - part.began_s)}"
         elif part in self._under_way:
@@ -161,6 +175,20 @@ def _parts(whole: RunFraction, models: tuple[str | None, ...]) -> list[_Part]:
             parts.append(_Part(stage, model, label, *whole.span(stage, model)))
     shared = [_Part(stage, None, stage, *whole.span(stage)) for stage in STAGES if stage not in MODEL_STAGES]
     return sorted([*parts, *shared], key=lambda part: part.start)
+
+
+def _worked(parts: Sequence[_Part]) -> float:
+    """Return the share that this attempt has done of some stages; one under way counts once it is not at its end.
+
+    At its end it may be over in an instant, because an earlier attempt had finished it.
+    """
+    own = [part for part in parts if part.began_s is not None and not part.kept]
+    at_work = [part for part in own if part.ended_s is None and part.done < 1.0 - 1e-6]
+    return sum(part.share for part in own if part.ended_s is not None) + sum(part.done * part.share for part in at_work)
+
+
+def _at_pace(left: float, worked: float, elapsed_s: float) -> float | None:
+    return None if worked < MIN_SHARE or elapsed_s < MIN_ELAPSED_S else elapsed_s * left / worked
 
 
 def _doing(part: _Part) -> str:

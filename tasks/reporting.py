@@ -83,13 +83,35 @@ class RunReporter:
             stage: The stage's name.
             model: Which model the stage is about, if any.
         """
-        self.forecast.begin(stage, model)
+        with self._telling:
+            self.forecast.begin(stage, model)
         named = self._several and model is not None
 
         def report(step: int, total: int, message: str) -> None:
             self._pass_on(stage, model, step / max(total, 1), message, f"{model} {message}" if named else message)
 
         return report
+
+    @contextmanager
+    def of_model(self, model: str) -> Iterator[None]:
+        """Note how one model's stages, which are the block, have ended; of a run's only model the run's end tells.
+
+        Args:
+            model: Its name.
+        """
+        try:
+            yield
+        except Cancelled:  # the run's end
+            raise
+        except Exception:
+            if self._several:
+                self._end_model(model, completed=False)
+            raise
+        self._end_model(model, completed=True)
+
+    def _end_model(self, model: str, *, completed: bool) -> None:
+        with self._telling:
+            self.forecast.end_model(model, completed=completed)
 
     def _pass_on(self, stage: str, model: str | None, fraction: float, message: str, heading: str) -> None:
         """Tell how far a stage is; called by the threads of models that compute side by side.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,72 @@ def test_of_models_side_by_side_both_stages_are_under_way_and_what_they_did_adds
     forecast.begin("package")
     assert forecast.fraction == pytest.approx(0.99)
     assert forecast.closing_page("Done", completed=True).count("done in") == 7
+
+
+def side_by_side(clock: Clock) -> Forecast:
+    """A run of two models that have both begun to fit at 10 s, half of `transforms` after its own 10 s."""
+    forecast = Forecast(Preset.STANDARD, ["one", "two"], clock)
+    forecast.begin("transforms")
+    forecast.run_side_by_side()
+    clock.now_s = 10.0
+    for model in ("one", "two"):
+        forecast.begin("load", model)
+        forecast.begin("infer", model)
+    return forecast
+
+
+def test_of_models_side_by_side_the_slowest_decides_how_long_the_rest_takes() -> None:
+    clock = Clock()
+    forecast = side_by_side(clock)
+    clock.now_s = 70.0
+    forecast.move_to("infer", "one", 0.1)
+    forecast.move_to("infer", "two", 0.97)
+    done = 0.005 + 0.1 * 0.4  # one's load and a tenth of its infer, out of its half of 88 %
+    assert forecast.remaining_s() == pytest.approx(60.0 * (0.44 - done) / done)
+    forecast.end_model("two", completed=True)
+    assert forecast.remaining_s() == pytest.approx(60.0 * (0.44 - done) / done)
+    forecast.end_model("one", completed=True)
+    assert forecast.fraction == pytest.approx(0.99)
+    assert forecast.remaining_s() == pytest.approx(70.0 * 0.01 / (0.10 + 2 * 0.405))
+
+
+def test_a_model_that_is_through_is_no_longer_under_way_beside_the_other() -> None:
+    clock = Clock()
+    forecast = side_by_side(clock)
+    forecast.begin("preview", "two")
+    clock.now_s = 12.0
+    forecast.end_model("two", completed=True)
+    clock.now_s = 99.0
+    assert "| two preview | 2 % | done in 2 s |" in forecast.page()
+    assert forecast.page().count("| now |") == 1
+    assert forecast.closing_page("Stopped", completed=False).startswith("**Stopped** in one infer after")
+
+
+def test_a_model_that_failed_is_said_to_have_and_its_share_is_not_waited_for() -> None:
+    forecast = side_by_side(Clock())
+    begun = forecast.fraction
+    forecast.end_model("two", completed=False)
+    assert "| two infer | 40 % | failed |" in forecast.page()
+    assert forecast.fraction - begun == pytest.approx(0.44 - 0.005)
+
+
+def test_stages_that_begin_at_the_same_moment_are_both_under_way() -> None:
+    from tasks.reporting import RunReporter
+
+    def now_s() -> float:
+        if threading.current_thread() is first:
+            second.start()
+            second.join(0.2)  # which it does not end in when the first has to be through
+        return 0.0
+
+    first = threading.Thread(target=lambda: reporter.of_stage("load", "one"))
+    second = threading.Thread(target=lambda: reporter.of_stage("load", "two"))
+    reporter = RunReporter(lambda *_, **__: None, Preset.DRAFT, clock=now_s, models=("one", "two"))
+    reporter.forecast.run_side_by_side()
+    first.start()
+    first.join()
+    second.join()
+    assert reporter.forecast.page().count("| now |") == 2
 
 
 def test_durations_are_as_exact_as_they_are_known() -> None:

@@ -206,6 +206,22 @@ def test_models_side_by_side_are_tasks_of_the_same_run_and_share_one_progress_pa
     assert progress.description.count("done in") == 3 + 2 * 4
 
 
+def test_a_model_that_fails_beside_another_is_said_to_have_failed_at_once(
+    side_by_side: threading.Barrier, both: dict[str, flow_objects.StandInModel], dataset: Path, tmp_path: Path
+) -> None:
+    def fail(step: int) -> None:
+        side_by_side.wait()
+        raise ValidationFailedError("Not with me.", suggestion="Ask another one.")
+
+    both["second"].during = fail
+    with pytest.raises(ValidationFailedError, match="Not with me"):
+        run_flow(dataset, tmp_path, preset="draft")
+    shown = artifacts_of(flow_run_of(tmp_path))["nvdiffrec-progress"].description
+    assert shown.startswith("**Failed** in package")
+    assert "| second infer | 31 % | failed |" in shown
+    assert shown.count("done in") == 2 + 4 + 1
+
+
 def test_cancelling_models_side_by_side_ends_both(
     side_by_side: threading.Barrier, both: dict[str, flow_objects.StandInModel], dataset: Path, tmp_path: Path
 ) -> None:
