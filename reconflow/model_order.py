@@ -56,8 +56,11 @@ def place_side_by_side(
         return run
     freest_first = sorted(gpus, key=lambda gpu: -gpu.memory_free_bytes)
     hungriest_first = sorted(computing, key=lambda name: -needs[name].gpu_bytes)
-    own_gpus = {name: gpu.uuid for name, gpu in zip(hungriest_first, freest_first, strict=False)}
-    return run.model_copy(update={"side_by_side": True, "isolation": "process", "gpus": own_gpus})
+    own_gpus = dict(zip(hungriest_first, freest_first, strict=False))
+    if any(needs[name].gpu_bytes > gpu.memory_free_bytes for name, gpu in own_gpus.items()):
+        return run  # in turn each gets the freest one
+    uuids = {name: gpu.uuid for name, gpu in own_gpus.items()}
+    return run.model_copy(update={"side_by_side": True, "isolation": "process", "gpus": uuids})
 
 
 def run_side_by_side(names: Sequence[str], run_one: Callable[[str], None]) -> None:
@@ -74,11 +77,11 @@ def run_side_by_side(names: Sequence[str], run_one: Callable[[str], None]) -> No
     """
     stopped = threading.Event()
     with ThreadPoolExecutor(len(names), thread_name_prefix="model") as pool:
-        contexts = [contextvars.copy_context() for _ in names]
-        for context in contexts:
-            context.run(_stopped.set, stopped)
-        futures = [pool.submit(context.run, run_one, name) for context, name in zip(contexts, names, strict=True)]
         try:
+            contexts = [contextvars.copy_context() for _ in names]
+            for context in contexts:
+                context.run(_stopped.set, stopped)
+            futures = [pool.submit(context.run, run_one, name) for context, name in zip(contexts, names, strict=True)]
             ended = wait(futures, return_when=FIRST_EXCEPTION).done
             _raise_first(future.exception() for future in ended)
         finally:

@@ -383,9 +383,9 @@ def _run_stages(run: RunRef, outcomes: StageOutcomes, on_progress: OnProgress) -
         return report
 
     outcomes.validate = dataset = validate(run, heard("validate"))
-    run = place_models(run, dataset)
-    whole.side_by_side = run.side_by_side
     outcomes.transforms = cameras = transforms(run, dataset, heard("transforms"))
+    run = place_models(run, dataset)  # by what is free when they begin
+    whole.side_by_side = run.side_by_side
 
     def run_one(name: str) -> None:
         found = outcomes.of(name)

@@ -98,6 +98,15 @@ def test_models_take_turns_where_memory_holds_one_of_them(gpu_worker: None) -> N
     assert placed(run, ROOMY, memory_bytes=8 * GIB).side_by_side
 
 
+def test_models_take_turns_on_the_roomier_gpu_where_the_other_one_is_too_small(
+    gpu_worker: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "make_model", lambda _name: OnGpus())
+    run = asking()
+    assert placed(run, ROOMY, replace(SMALL, memory_free_bytes=3 * GIB)) is run
+    assert placed(run, ROOMY, replace(SMALL, memory_free_bytes=4 * GIB)).side_by_side
+
+
 def test_a_driver_that_does_not_answer_stops_no_model_that_needs_no_gpu(
     gpu_worker: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +167,48 @@ def test_what_ends_one_model_ends_the_others_at_their_next_step() -> None:
     with pytest.raises(Cancelled, match=r"Enough\."):
         run_side_by_side(("one", "two"), run_one)
     assert ended == ["two"]
+
+
+def test_an_interruption_before_all_models_have_begun_ends_those_that_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(model_order.ThreadPoolExecutor):
+        """Is told to stop after one of its jobs."""
+
+        def submit(self, *arguments: Any) -> Any:
+            if arguments[-1] == "two":
+                raise KeyboardInterrupt
+            return super().submit(*arguments)
+
+    ended = []
+
+    def run_one(name: str) -> None:
+        report = heeding(ignore_progress)
+        try:
+            for step in range(2000):
+                report(step, 2000, "working")
+                time.sleep(0.01)
+        except Cancelled:
+            ended.append(name)
+            raise
+
+    monkeypatch.setattr(model_order, "ThreadPoolExecutor", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_side_by_side(("one", "two"), run_one)
+    assert ended == ["one"]
+
+
+def test_models_are_placed_by_what_is_free_when_they_begin(
+    boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+
+    def place(run: RunRef, _dataset: DatasetResult) -> RunRef:
+        heard.append("placed")
+        raise Cancelled("Enough.", suggestion="-")
+
+    monkeypatch.setattr(pipeline, "place_models", place)
+    with pytest.raises(Cancelled):
+        pipeline.run_pipeline(tiny(boxes, tmp_path), lambda _step, _total, message: heard.append(message.split(":")[0]))
+    assert list(dict.fromkeys(heard)) == ["validate", "transforms", "placed"]
 
 
 @pytest.fixture
