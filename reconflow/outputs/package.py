@@ -26,7 +26,7 @@ from reconflow.outputs.runs import VARYING_FILES, RunLayout
 
 FORMAT_VERSION: Final = 1
 MANIFEST_NAME: Final = "manifest.json"
-_LIBRARIES: Final = ("numpy", "numba", "scipy", "scikit-image", "pillow")
+_LIBRARIES: Final = ("numpy", "numba", "scipy", "scikit-image", "pillow", "torch")
 _COMPRESSED_SUFFIXES: Final = {".png", ".webp", ".jpg", ".glb", ".zip"}
 _ZIP_TIME: Final = (1980, 1, 1, 0, 0, 0)
 _FILE_MODE: Final = 0o100644 << 16

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,13 @@ def test_the_manifest_lists_every_file_with_its_hash(layout: RunLayout) -> None:
     for name, entry in listed.items():
         data = (layout.root / name).read_bytes()
         assert (entry.size, entry.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_the_manifest_names_the_libraries_that_numbers_depend_on(layout: RunLayout) -> None:
+    versions = write_package(layout, FACTS).versions
+    assert {name: versions[name] for name in ("numpy", "torch")} == {
+        name: metadata.version(name) for name in ("numpy", "torch")
+    }
 
 
 def test_the_zip_holds_the_files_and_a_manifest_that_does_not_name_the_zip(layout: RunLayout) -> None:
