@@ -16,7 +16,7 @@ _RUN_ID_ALPHABET: Final = string.ascii_lowercase + string.digits
 _RUN_ID_PATTERN: Final = re.compile(rf"[a-z0-9]{{{RUN_ID_LENGTH}}}")
 _SAFE_NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
-VARYING_FILES: Final = frozenset({"run.json", "report.html"})
+VARYING_FILES: Final = frozenset({"run.json", "report.html", "error.json"})
 """Files whose content differs between two equal runs: they hold timings, the machine, identifiers."""
 
 

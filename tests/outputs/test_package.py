@@ -66,12 +66,13 @@ def test_two_equal_runs_differ_only_where_the_manifest_says_so(tmp_path: Path) -
     manifests = []
     for run_id, seconds in (("aaaa1111", 1.0), ("bbbb2222", 2.0)):
         layout = write_run(tmp_path, run_id, labelled_box(2), seconds)
+        write_json(layout.root / "error.json", {"code": "QUALITY_THRESHOLD_FAILED", "run_id": run_id})
         write_package(layout, FACTS)
         with zipfile.ZipFile(layout.archive) as archive:
             manifests.append(json.loads(archive.read("manifest.json")))
     for manifest in manifests:
         varying = {entry["path"] for entry in manifest["files"] if entry["varies"]}
-        assert varying == {"run.json", "report.html"}
+        assert varying == {"run.json", "report.html", "error.json"}
         for entry in manifest["files"]:
             if entry["varies"]:
                 entry.pop("sha256"), entry.pop("size")
