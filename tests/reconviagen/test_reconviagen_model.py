@@ -244,7 +244,7 @@ def test_asking_the_model_for_its_version_loads_nothing_heavy() -> None:
         "print(model_version('reconviagen'), 'torch' in sys.modules)"
     )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert finished.stdout.split() == ["3", "False"]
+    assert finished.stdout.split() == ["4", "False"]
 
 
 def test_an_unknown_kind_of_random_weights_is_refused() -> None:
