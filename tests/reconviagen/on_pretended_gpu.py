@@ -43,7 +43,12 @@ def test_a_tensor_that_was_left_behind_is_found() -> None:
         there + torch.ones(3)
     with pytest.raises(RuntimeError):
         there.numpy()
-    assert (there + torch.tensor(1.0)).tolist() == [1.0, 2.0, 3.0]  # as on CUDA
+    with pytest.raises(RuntimeError, match="some on the CPU"):
+        torch.arange(3.0)[there.long()]
+    with pytest.raises(RuntimeError, match="some on the CPU"):
+        there[torch.tensor([0, 1])] = torch.ones(2)
+    assert there[torch.tensor([2, 1])].tolist() == [2.0, 1.0]  # as on CUDA, like the next
+    assert (there + torch.tensor(1.0)).tolist() == [1.0, 2.0, 3.0]
 
 
 def test_a_generation_there_is_the_one_on_the_cpu(images: Tensor, on_cpu: Generation) -> None:

@@ -1,3 +1,4 @@
+import inspect
 import os
 import subprocess
 import sys
@@ -159,8 +160,13 @@ def test_what_gsplat_is_asked_for_is_the_same_picture(monkeypatch: pytest.Monkey
     """By gsplat's own PyTorch projection, and blending as its CUDA code does it, which needs a GPU to run."""
     import gsplat
 
-    as_tensor = torch.as_tensor
-    monkeypatch.setattr(gsplat, "rasterization", rasterization_on_cpu)
+    as_tensor, known = torch.as_tensor, inspect.signature(gsplat.rasterization)
+
+    def rasterization(**asked: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        known.bind(**asked)  # by the names that gsplat has for them
+        return rasterization_on_cpu(**asked)
+
+    monkeypatch.setattr(gsplat, "rasterization", rasterization)
     monkeypatch.setattr(torch, "as_tensor", lambda values, device=None: as_tensor(values))
     gaussians = random_gaussians(200)
     ours = render_gaussians(gaussians, camera())

@@ -17,14 +17,13 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 DEVICE = "privateuseone"
-_MAY_MIX = {
-    torch.ops.aten.copy_.default,
+_TAKE_CPU_INDICES = {
     torch.ops.aten.index.Tensor,
     torch.ops.aten.index_put.default,
     torch.ops.aten.index_put_.default,
     torch.ops.aten._index_put_impl_.default,
 }
-"""CUDA's own exceptions: copies, and indices on the CPU."""
+"""These take indices on the CPU as well, their second argument, when all else is on the GPU."""
 
 
 class PretendedTensor(torch.Tensor):
@@ -86,8 +85,8 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     on_gpu = [tensor for tensor in tensors if isinstance(tensor, PretendedTensor)]
     device = kwargs.get("device")
     to_gpu = torch.device(device).type == DEVICE if device is not None else bool(on_gpu)
-    strays = [tensor for tensor in tensors if not isinstance(tensor, PretendedTensor) and tensor.dim() > 0]
-    if on_gpu and strays and func not in _MAY_MIX:
+    strays = _on_cpu(func, args, kwargs)
+    if on_gpu and strays:
         shapes = [tuple(tensor.shape) for tensor in strays]
         raise RuntimeError(f"{func}: expected all tensors on the same device, found some on the CPU: {shapes}")
     if func is torch.ops.aten._fused_sdp_choice.default:
@@ -100,6 +99,17 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func._schema.is_mutable and not func._schema.name.startswith("aten::_"):
         return kwargs.get("out", args[0] if args else result)
     return _wrap(result, to_gpu)
+
+
+def _on_cpu(func: Any, args: Any, kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """Return the tensors that would have to be moved for CUDA: not single numbers, nor what is copied."""
+    if func is torch.ops.aten.copy_.default:
+        return []
+    if func in _TAKE_CPU_INDICES:
+        args = (args[0], *args[2:])
+    values = tree_flatten((args, kwargs))[0]
+    tensors = [value for value in values if isinstance(value, torch.Tensor) and value.dim() > 0]
+    return [tensor for tensor in tensors if not isinstance(tensor, PretendedTensor)]
 
 
 def _held(values: Any) -> Any:
