@@ -23,6 +23,7 @@ SPOKEN = {
     "BSD License": "BSD-3-Clause",
     "MIT License": "MIT",
     "ISC License (ISCL)": "ISC",
+    "Apache": "Apache-2.0",
     "Apache Software License": "Apache-2.0",
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
     "Artistic License": "Artistic-1.0-Perl",

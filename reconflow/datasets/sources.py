@@ -16,7 +16,7 @@ from typing import Final
 
 from pydantic import BaseModel, Field
 
-from reconflow.datasets.files import DatasetFolder, dataset_digest
+from reconflow.datasets.files import DatasetFolder, dataset_digest, shown
 from reconflow.datasets.layout import PHOTO_FOLDER, plan_dataset
 from reconflow.datasets.transforms_file import TRANSFORMS_NAMES
 from reconflow.errors import InputError, ValidationFailedError
@@ -196,7 +196,14 @@ def _list_folder(folder: Path) -> Iterator[ListedFile]:
 def _list_bucket(base: str) -> Iterator[ListedFile]:
     location, bucket = open_bucket(base)
     prefix = f"{location.prefix}/" if location.prefix else ""
+    empty = True
     for item in bucket.objects_side_by_side(prefix):
+        empty = False
         parts = tuple(item.key[len(prefix) :].split("/"))
         if parts[-1] and not any(part.startswith(".") for part in parts):
             yield ListedFile(parts, item.size, item.etag)
+    if empty:  # a folder that is not there: S3 has no others
+        name = shown(location.prefix.rpartition("/")[2] or location.bucket)
+        raise ValidationFailedError(
+            f"There is nothing in {name}.", suggestion="Check the bucket and the prefix.", dataset=name
+        )

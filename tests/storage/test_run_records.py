@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconflow.datasets.sources import describe_source, find_datasets
+from reconflow.errors import ValidationFailedError
 from reconflow.outputs.package import Manifest, ManifestFacts, RunSource, RunStatus, ScaleSource
 from reconflow.run_records import INDEX_NAME, read_records
 from reconflow.storage import ArtifactStore, open_bucket, open_store
@@ -120,6 +121,13 @@ def test_datasets_in_a_bucket_are_found_and_change_with_their_content(bucket: st
     assert found[0].listing == found[1].listing != found[2].listing
     put(store, "boot/multi_views/front.png", b"other")
     assert describe_source(found[0].location).listing != found[0].listing
+
+
+def test_a_prefix_that_holds_nothing_is_refused_like_a_folder_that_is_not_there(bucket: str, tmp_path: Path) -> None:
+    put(open_store(f"s3://{bucket}/data"), "boot/multi_views/front.png", b"front")
+    for mistyped in (f"s3://{bucket}/dato", str(tmp_path / "dato")):
+        with pytest.raises(ValidationFailedError, match="dato"):
+            find_datasets(mistyped)
 
 
 def test_a_long_listing_side_by_side_is_the_plain_one(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
