@@ -23,7 +23,6 @@ from reconflow.execution import check_device, choose_device, choose_gpu, choose_
 from reconflow.outputs.files import write_json
 from reconflow.outputs.package import RunStatus, ScaleSource, write_package
 from reconflow.outputs.previews import write_previews, write_turntable
-from reconflow.outputs.runs import RunLayout
 from reconflow.packaging import (
     RunFacts,
     error_facts,
@@ -381,7 +380,7 @@ def first_failure(site: RunSite, outcomes: StageOutcomes) -> ReconflowError | No
     The error of a model that did not get to its end comes before a quality below the thresholds.
     """
     broken = [found.failure for found in outcomes.models.values() if found.failure is not None]
-    poor = [_quality_failure(site.layout(model), found.quality) for model, found in outcomes.models.items()]
+    poor = [_quality_failure(site, model, found.quality) for model, found in outcomes.models.items()]
     return next((error for error in (*broken, *poor) if error is not None), None)
 
 
@@ -421,12 +420,17 @@ def _reconstruction(site: RunSite, ref: InferResult) -> Reconstruction:
     return load_reconstruction(resolve(ref.file, site.workspace.work))
 
 
-def _quality_failure(layout: RunLayout, measured: QualityResult | None) -> QualityThresholdError | None:
+def _quality_failure(site: RunSite, model: str, measured: QualityResult | None) -> QualityThresholdError | None:
     if measured is None or measured.status != "failure":
         return None
+    layout, advice = site.layout(model), "better pictures, a given field of view or a higher preset may help."
+    if model in models.WEIGHTS and site.run.request.random_weights is not None:
+        advice = (
+            f"the weights of {model} were random and can give no likeness. `reconflow weights fetch` gets real ones."
+        )
     return QualityThresholdError(
         f"The result is stored, but its quality is below the thresholds. {' '.join(measured.reasons)}",
-        suggestion="Look at the report; better pictures, a given field of view or a higher preset may help.",
+        suggestion=f"Look at the report; {advice}",
         run_id=layout.run_id,
         report=layout.report.relative_to(layout.root.parents[1]).as_posix(),
         psnr_db=measured.psnr_db,

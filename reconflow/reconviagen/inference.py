@@ -282,6 +282,7 @@ def _finite(values: Tensor, what: str) -> Tensor:
     if not bool(torch.isfinite(values).all()):
         raise ModelConvergenceError(
             f"What was read from {what} holds values that are not numbers.",
-            suggestion="Check the pictures; on a GPU try the CPU, which computes in float32.",
+            suggestion="Check the pictures, and the weights with `reconflow weights verify`; on a GPU try the CPU, "
+            "which computes in float32.",
         )
     return values

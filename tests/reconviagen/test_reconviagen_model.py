@@ -91,6 +91,7 @@ def test_a_run_with_random_weights_stores_everything_and_says_that_they_were_ran
         run_pipeline(
             request_for(dataset, tmp_path, target_faces=600), lambda step, total, message: told.append(message)
         )
+    assert "were random" in caught.value.suggestion
     run_id = str(caught.value.details["run_id"])
     layout = RunLayout(tmp_path / "runs" / run_id, run_id, "reconviagen")
     assert 500 < len(read_glb(layout.glb).mesh.faces) <= 600
