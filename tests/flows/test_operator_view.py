@@ -166,8 +166,8 @@ def test_progress_never_falls_and_every_share_is_listed() -> None:
     assert sum(float(row.strip(" %")) for row in rows) == pytest.approx(100, abs=3)
 
 
-def test_of_models_side_by_side_both_stages_are_under_way_and_what_they_did_adds_up() -> None:
-    clock = Clock()
+def side_by_side(clock: Clock) -> Forecast:
+    """A run of two models that have both begun to fit at 10 s, when `transforms` had taken those 10 s."""
     forecast = Forecast(Preset.STANDARD, ["one", "two"], clock)
     forecast.begin("transforms")
     forecast.run_side_by_side()
@@ -175,6 +175,11 @@ def test_of_models_side_by_side_both_stages_are_under_way_and_what_they_did_adds
     for model in ("one", "two"):
         forecast.begin("load", model)
         forecast.begin("infer", model)
+    return forecast
+
+
+def test_of_models_side_by_side_both_stages_are_under_way_and_what_they_did_adds_up() -> None:
+    forecast = side_by_side(Clock())
     begun = forecast.fraction
     forecast.move_to("infer", "two", 0.5, "infer: sampling, step 3")
     forecast.move_to("infer", "one", 0.25, "infer: fitting")
@@ -188,18 +193,6 @@ def test_of_models_side_by_side_both_stages_are_under_way_and_what_they_did_adds
     forecast.begin("package")
     assert forecast.fraction == pytest.approx(0.99)
     assert forecast.closing_page("Done", completed=True).count("done in") == 7
-
-
-def side_by_side(clock: Clock) -> Forecast:
-    """A run of two models that have both begun to fit at 10 s, half of `transforms` after its own 10 s."""
-    forecast = Forecast(Preset.STANDARD, ["one", "two"], clock)
-    forecast.begin("transforms")
-    forecast.run_side_by_side()
-    clock.now_s = 10.0
-    for model in ("one", "two"):
-        forecast.begin("load", model)
-        forecast.begin("infer", model)
-    return forecast
 
 
 def test_of_models_side_by_side_the_slowest_decides_how_long_the_rest_takes() -> None:
