@@ -36,7 +36,7 @@ from reconflow.stage_results import (
     QualityResult,
     RunSummary,
 )
-from reconflow.stage_spans import RunFraction
+from reconflow.stage_spans import PROGRESS_STEPS, RunFraction
 from reconflow.storage import LocalStore, open_store
 
 __all__ = [
@@ -62,8 +62,6 @@ __all__ = [
     "validate",
 ]
 
-PROGRESS_STEPS: Final = 1000
-"""In how many steps a whole run's progress is told."""
 ABANDONED_AFTER_S: Final = 14 * 24 * 3600.0
 """When what unfinished runs have kept in a local folder goes, at the next run that is finished there."""
 

@@ -10,6 +10,8 @@ from reconflow.nvdiffrec.options import Preset
 STAGES: Final = ("validate", "transforms", "load", "infer", "quality", "preview", "package")
 MODEL_STAGES: Final = ("load", "infer", "quality", "preview")
 """Those that every model of a run goes through."""
+PROGRESS_STEPS: Final = 1000
+"""In how many steps the progress of a whole run is told."""
 _PERCENT: Final = {
     Preset.DRAFT: (1, 15, 1, 62, 3, 14, 4),
     Preset.STANDARD: (1, 10, 1, 80, 2, 5, 1),
@@ -41,13 +43,15 @@ class RunFraction:
     Args:
         preset: How much work the run spends.
         models: The names of its models, which take equal shares.
-        side_by_side: Whether they compute at the same time, so that what each has done adds up.
+
+    Attributes:
+        side_by_side: Whether the models compute at the same time, so that what each has done adds up.
+        done: Fraction of the whole run.
     """
 
-    def __init__(self, preset: Preset, models: Sequence[str] = (), *, side_by_side: bool = False) -> None:
-        self.side_by_side = side_by_side
+    def __init__(self, preset: Preset, models: Sequence[str] = ()) -> None:
+        self.side_by_side = False
         self.done = 0.0
-        """Fraction of the whole run."""
         self._preset = preset
         self._models = tuple(models)
         self._done_of: dict[str, float] = {}

@@ -26,13 +26,13 @@ from reconflow.errors import Cancelled, ReconflowError
 from reconflow.nvdiffrec.options import Preset
 from reconflow.progress import OnProgress
 from reconflow.request import RunRequest
+from reconflow.stage_spans import PROGRESS_STEPS
 from tasks.forecast import Forecast
 from tasks.run_state import REQUEST_TIMEOUT_S, StatePoller, own_flow_run_ids, undisturbed
 
 UPDATE_INTERVAL_S: Final = 1.0
 MOST_BEFORE_THE_END: Final = 0.99
 """The whole is reached only when the run has ended well."""
-_LISTENER_STEPS: Final = 1000
 
 
 class Send(Protocol):
@@ -124,7 +124,7 @@ class RunReporter:
         with self._telling:
             self.forecast.move_to(stage, model, fraction, message)
             if self._listener is not None:
-                self._listener(round(_LISTENER_STEPS * self.forecast.fraction), _LISTENER_STEPS, heading)
+                self._listener(round(PROGRESS_STEPS * self.forecast.fraction), PROGRESS_STEPS, heading)
         if self._sending.acquire(blocking=False):
             try:
                 self._send_when_due()
