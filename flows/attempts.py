@@ -93,6 +93,8 @@ def reason_to_leave_alone(flow_run: FlowRun, history: list[State[Any]]) -> str |
         )
     if flow_run.deployment_id is None:
         return "The run belongs to no deployment; repeat the command that started it."
+    if flow_run.parameters.keys() != {"params"}:
+        return "The run was not given `params` and nothing else, so it cannot begin; start another."
     return None
 
 

@@ -132,6 +132,21 @@ def test_a_run_without_a_deployment_is_left_alone(client: SyncPrefectClient) -> 
     assert "no deployment" in done.message
 
 
+@pytest.mark.parametrize("parameters", [{}, {"dataset": "mug"}, {"params": {"dataset": "mug"}, "seed": 1}])
+def test_a_run_whose_parameters_no_flow_takes_is_left_alone(
+    client: SyncPrefectClient, deployment: UUID, parameters: dict[str, Any]
+) -> None:
+    from prefect.states import Crashed
+
+    from flows.recover import recover_missed
+
+    run = client.create_flow_run_from_deployment(deployment, parameters=parameters, state=Crashed())
+    done = recover_later(client, run)
+    assert done.outcome == "LeftAlone"
+    assert "`params`" in done.message
+    assert recover_missed(client, flows=("crashing",), now=lambda: datetime.now(UTC) + timedelta(hours=1)) == []
+
+
 def test_a_second_report_of_the_crash_is_waited_for(client: SyncPrefectClient, deployment: UUID) -> None:
     from contextvars import copy_context
 
