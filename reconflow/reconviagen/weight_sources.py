@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import socket
+import ssl
 import urllib.error
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from urllib.parse import urlsplit
 from reconflow.errors import StorageUnreachableError, ValidationFailedError, WeightsMissingError
 from reconflow.outputs.files import replacing, sha256_of
 from reconflow.progress import OnProgress, ignore_progress
-from reconflow.reconviagen.web_download import CutError, download, forget_beginning
+from reconflow.reconviagen.web_download import download, forget_beginning
 from reconflow.reconviagen.weights import (
     LOCK_NAME,
     PIPELINE_FILE,
@@ -238,12 +240,8 @@ class WebSource:
 
         try:
             return {} if download(url, target, on_bytes) else None
-        except urllib.error.HTTPError as error:
-            raise _unreachable(file, host, f"it answered {error.code}") from error
-        except CutError as error:
-            raise _unreachable(file, host, "the connection was cut") from error
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-            raise _unreachable(file, host, type(error).__name__) from error
+            raise _unreachable(file, host, _broken_text(error)) from error
 
 
 def licence_error(bundles: Sequence[Bundle]) -> ValidationFailedError:
@@ -316,6 +314,24 @@ def _pour(source: IO[bytes], target: IO[bytes], size: int, file: WeightFile, on_
         target.write(chunk)
         done += len(chunk)
         on_progress(done, max(size, done), f"fetching {file.name} ({size_text(size)})")
+
+
+def _broken_text(error: Exception) -> str:
+    """Say why a download ended, without the addresses that the error may hold."""
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(error, urllib.error.HTTPError):
+        return f"it answered {error.code}"
+    if isinstance(cause, socket.gaierror):
+        return "no address is known for that name"
+    if isinstance(cause, ConnectionRefusedError):
+        return "nothing answers there"
+    if isinstance(cause, ssl.SSLError):
+        return "its certificate or encryption was not accepted"
+    if isinstance(cause, TimeoutError):
+        return "it did not answer in time"
+    if isinstance(cause, ConnectionError | http.client.HTTPException):
+        return "the connection was cut"
+    return type(cause).__name__
 
 
 def _unreachable(file: WeightFile, host: str | None, why: str) -> StorageUnreachableError:
