@@ -8,7 +8,7 @@ OUT ?= out/demo
 DATASET ?= samples/lantern
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: demo test e2e faults deploy check bench format clean
+.PHONY: demo test e2e faults gpu deploy check bench format clean
 
 demo: $(VENV)/.core
 	$(BIN)/reconflow run $(DATASET) --out $(OUT)
@@ -24,6 +24,11 @@ e2e: $(VENV)/.dev
 # Kills, cancellations and failing stores at random moments. Longer series: make faults FAULTS="--count 100 --seed 1"
 faults: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/faults -m faults -q $(FAULTS)
+
+# On a machine with a GPU: the networks, whole runs, workers; then how fast and how large a generation of full size is.
+gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu -q
+	$(BIN)/python -m benchmarks.generate --device cuda --voxels 12000 --steps 5
 
 # Onto the server that PREFECT_API_URL names; options in DEPLOY, like DEPLOY="--device cpu --dry-run".
 deploy: $(VENV)/.core

@@ -11,13 +11,18 @@ from typing import Final
 from reconflow.errors import (
     Cancelled,
     DiskFullError,
+    ModelGpuOutOfMemoryError,
     ModelOutOfMemoryError,
     ReconflowError,
     StorageRefusedError,
     StorageUnreachableError,
 )
+from reconflow.gpu_failures import is_full_gpu
 
 MEMORY_SUGGESTION = "Close other programs, or choose the draft preset, a smaller resolution or texture size."
+GPU_MEMORY_SUGGESTION = (
+    "Close other programs that use the GPU, start the run on a larger one, or choose the device cpu."
+)
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _NO_FOLDER: Final = (errno.EEXIST, errno.ENOTDIR)
 _REFUSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -33,6 +38,8 @@ def as_known_error(error: Exception) -> ReconflowError:
         return error
     if isinstance(error, MemoryError):
         known: ReconflowError = ModelOutOfMemoryError("A stage ran out of memory.", suggestion=MEMORY_SUGGESTION)
+    elif isinstance(error, RuntimeError) and is_full_gpu(error):
+        known = ModelGpuOutOfMemoryError("The GPU's memory ran out.", suggestion=GPU_MEMORY_SUGGESTION)
     elif isinstance(error, OSError) and error.errno in _FULL:
         known = DiskFullError(
             "The disk became full during the run.", suggestion="Free some space, or choose another --out folder."

@@ -226,7 +226,7 @@ def _render_with_gsplat(
 ) -> GaussianRender:
     import torch
 
-    from reconflow.reconviagen.gpu_failures import is_full_gpu
+    from reconflow.gpu_failures import is_full_gpu
 
     require_gsplat()
     if not torch.cuda.is_available():

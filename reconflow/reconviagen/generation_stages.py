@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 
 from reconflow.errors import ModelGpuOutOfMemoryError, ModelOutOfMemoryError
+from reconflow.gpu_failures import is_full_gpu
 from reconflow.progress import OnProgress, ignore_progress, part_of
-from reconflow.reconviagen.gpu_failures import is_full_gpu
 from reconflow.reconviagen.memory_needs import stage_bytes, what_helps
 from reconflow.reconviagen.networks import Networks
 from reconflow.reconviagen.precision import full_float32

@@ -1,10 +1,8 @@
-"""How CUDA says that a GPU's memory is full."""
+"""How CUDA says that a GPU's memory is full. Does not import PyTorch, which takes seconds."""
 
 from __future__ import annotations
 
 from typing import Final
-
-import torch
 
 _FULL: Final = (
     "CUDA out of memory",
@@ -20,4 +18,5 @@ _FULL: Final = (
 
 def is_full_gpu(error: Exception) -> bool:
     """Return whether an error says that a GPU's memory is full."""
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _FULL)
+    is_torch_s_own = "OutOfMemoryError" in {kind.__name__ for kind in type(error).__mro__}
+    return is_torch_s_own or any(text in str(error) for text in _FULL)
