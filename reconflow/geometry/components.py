@@ -21,13 +21,12 @@ def face_components(mesh: TriangleMesh) -> tuple[NDArray[np.int32], int]:
     return edge_connected_faces(mesh.faces)
 
 
-def keep_components(mesh: TriangleMesh, min_share: float = 0.01, *, largest_only: bool = False) -> TriangleMesh:
-    """Drop the small pieces of a mesh, and the vertices that only they used.
+def keep_components(mesh: TriangleMesh, min_share: float = 0.01) -> TriangleMesh:
+    """Drop the small pieces of a mesh, and the vertices that only they used; the largest stays in any case.
 
     Args:
         mesh: Any mesh.
         min_share: Smallest part of the total area that a piece must have to stay, 0 to 1.
-        largest_only: Keep only the piece of the largest area.
 
     Raises:
         ModelConvergenceError: The mesh has no area.
@@ -42,7 +41,7 @@ def keep_components(mesh: TriangleMesh, min_share: float = 0.01, *, largest_only
         )
     labels, n_components = face_components(mesh)
     shares = np.bincount(labels, weights=areas, minlength=n_components) / total
-    keep = np.arange(n_components) == int(shares.argmax()) if largest_only else shares >= min_share
+    keep = shares >= min_share
     keep[int(shares.argmax())] = True
     return submesh(mesh, keep[labels])
 

@@ -9,12 +9,12 @@ from scipy import sparse
 
 from reconflow.errors import ModelConvergenceError
 from reconflow.geometry.carving import bounding_grid, carve, extract_surface
-from reconflow.geometry.components import keep_components
 from reconflow.geometry.depth import SurfaceObservation
 from reconflow.geometry.facts import mesh_facts
 from reconflow.geometry.mesh import TriangleMesh
 from reconflow.geometry.remesh import fix_non_manifold, remesh_to_budget
 from reconflow.nvdiffrec.large_steps import conjugate_gradient, edge_laplacian
+from reconflow.nvdiffrec.pieces import keep_shown_pieces
 from reconflow.progress import OnProgress, ignore_progress, part_of
 
 _CARVING = "carving the first surface"
@@ -37,7 +37,7 @@ def initial_surface(
         on_progress: Receiver of progress.
 
     Returns:
-        One closed, oriented, manifold component.
+        Closed, oriented and manifold; one piece, or several that views show apart.
 
     Raises:
         ModelConvergenceError: The views have no common solid, or it could not be made watertight.
@@ -48,7 +48,7 @@ def initial_surface(
     on_progress(20, 100, _CARVING)
     carved = extract_surface(field, grid)
     on_progress(40, 100, _CARVING)
-    mesh = keep_components(fix_non_manifold(carved), largest_only=True)
+    mesh = keep_shown_pieces(fix_non_manifold(carved), observations)
     on_progress(50, 100, _CARVING)
     smooth = smooth_surface(mesh, _SMOOTHING)
     mesh = remesh_to_budget(smooth, target_faces, iterations=4, on_progress=part_of(on_progress, 0.6, 1.0))

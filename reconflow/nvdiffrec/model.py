@@ -22,7 +22,7 @@ class NvdiffrecModel:
     """Geometry and texture fitted to the views through the differentiable renderer."""
 
     name: ClassVar[str] = "nvdiffrec"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
 
     def load(self, device: str = "cpu") -> None:

@@ -8,6 +8,7 @@ from reconflow.geometry.depth import SurfaceObservation, observe
 from reconflow.geometry.facts import mesh_facts
 from reconflow.geometry.mesh import TriangleMesh
 from reconflow.nvdiffrec.initial import initial_surface, smooth_surface
+from reconflow.nvdiffrec.pieces import keep_shown_pieces
 from tests.geometry.shapes import SOLIDS, iso_surface, joined
 from tests.nvdiffrec.painted_objects import grey, painted, photographed, rig, scaled
 
@@ -46,13 +47,29 @@ def test_silhouettes_alone_give_a_closed_first_surface() -> None:
     assert facts.genus == 1
 
 
+def ball(radius: float, *centre: float) -> TriangleMesh:
+    mesh = scaled(iso_surface(SOLIDS["sphere"][0], resolution=32), radius)
+    return TriangleMesh(mesh.vertices + np.float32(centre), mesh.faces)
+
+
+@pytest.mark.parametrize("bits", [8, None])
+def test_two_pieces_that_views_show_apart_both_stay(bits: int | None) -> None:
+    pair = joined(ball(0.4, -0.45, 0.1, -0.3), ball(0.25, 0.5, -0.2, 0.3))
+    mesh = initial_surface(observed(pair, bits=bits), 64, 3000)
+    facts = mesh_facts(mesh)
+    assert (facts.components, facts.genus) == (2, 0)
+    np.testing.assert_allclose(mesh.vertices.max(axis=0), pair.vertices.max(axis=0), atol=0.05)
+
+
 def test_floaters_are_left_out() -> None:
-    ball = scaled(iso_surface(SOLIDS["sphere"][0], resolution=24), 0.15)
-    beside = TriangleMesh(ball.vertices + np.float32([0.8, 0.8, 0.8]), ball.faces)
-    body = scaled(iso_surface(SOLIDS["sphere"][0], resolution=32), 0.5)
-    facts = mesh_facts(initial_surface(observed(joined(body, beside)), 64, 2000))
-    assert facts.components == 1
-    assert max(facts.bbox_max) < 0.6
+    body, inside, behind = ball(0.5, 0, 0, 0), ball(0.1, 0, 0, 0), ball(0.1, 0.8, 0.8, 0.8)
+    carved = joined(body, inside, behind)
+    kept = keep_shown_pieces(carved, observed(body))
+    assert mesh_facts(kept).components == 1
+    assert max(mesh_facts(kept).bbox_max) < 0.6
+    one_view_only = [*observed(body)[1:], observed(joined(body, behind))[0]]
+    assert mesh_facts(keep_shown_pieces(carved, one_view_only)).components == 1
+    assert mesh_facts(keep_shown_pieces(carved, observed(joined(body, behind)))).components == 2
 
 
 def test_views_that_show_nothing_in_common_are_refused() -> None:
