@@ -19,7 +19,7 @@ from reconflow.cameras.calibration_views import PreparedViews, SamplePoints, pre
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.cameras.fit_quality import fov_uncertainty, relative_rise, residual_summary
 from reconflow.cameras.photo_alignment import PhotoShift, photo_shift
-from reconflow.cameras.silhouette_fit import fov_from_silhouettes, rim_misses
+from reconflow.cameras.silhouette_fit import Valley, fov_from_silhouettes, rim_misses
 from reconflow.cameras.six_axis import VIEW_NAMES, six_axis_rig
 from reconflow.cameras.view_mixups import explaining_mixup
 from reconflow.datasets.dataset import Dataset
@@ -51,6 +51,7 @@ MAX_RIM_MISS: Final = 0.004
 """Root mean square miss of the silhouettes' rims, as a fraction of the picture, beyond which cameras contradict."""
 
 _SILHOUETTE_FOVS_DEG: Final = np.arange(12.0, 104.1, 4.0)
+_ALLOWED_SIGMAS: Final = np.linspace(-2.0, 2.0, 17)
 _START_FOVS_DEG: Final = (12, 18, 25, 32, 40, 48, 56, 64, 72, 80, 90, 100)
 _MIDDLE_FOV_DEG: Final = 45
 _COARSE_BLURS: Final = (0.05, 0.02)
@@ -163,8 +164,28 @@ def _from_both(
         raise _ambiguous(math.degrees(depth_fov_rad), found.best, found.sigma)
     problem, solution = _fitted_scales(views, cameras)
     residuals = residual_summary(problem, solution)
+    if _is_suspect(residuals):
+        cameras, solution, residuals = _least_contradicted(dataset, views, found)
     _check_violations(residuals, "The depth renders do not fit the cameras that the silhouettes imply")
     return _calibration(cameras, solution.scales, found.sigma, "silhouettes", residuals)
+
+
+def _least_contradicted(
+    dataset: Dataset, views: PreparedViews, found: Valley
+) -> tuple[tuple[PinholeCamera, ...], Fit, dict[str, float]]:
+    """Choose among the fields of view that the silhouettes allow by what the depth renders say against them.
+
+    They cannot decide it alone, but on a wheel, say, they contradict each other where it is a degree too wide.
+    """
+    least = math.inf
+    for sigmas in _ALLOWED_SIGMAS:
+        cameras = _rig(dataset, math.radians(found.best + sigmas * found.sigma))
+        problem, solution = _fitted_scales(views, cameras)
+        residuals = residual_summary(problem, solution)
+        doubt = sigmas**2 + (_violation(residuals) / SUSPECT_VIOLATION) ** 2
+        if doubt < least:
+            least, chosen = doubt, (cameras, solution, residuals)
+    return chosen
 
 
 def _from_silhouettes(dataset: Dataset, views: PreparedViews, shifts: Sequence[PhotoShift | None]) -> Calibration:
@@ -236,9 +257,12 @@ def _calibration(
 
 def _fitted_scales(views: PreparedViews, cameras: tuple[PinholeCamera, ...]) -> tuple[Problem, Fit]:
     few = Problem.of(views, sample_for(views, _PAIRS_COARSE), cameras)
-    start = fit(few, 0.0, starting_scales(few, 0.0), (*_COARSE_BLURS, *_MIDDLE_BLURS), fit_zoom=False)
+    guess = starting_scales(few, 0.0)
+    start = fit(few, 0.0, guess, (*_COARSE_BLURS, *_MIDDLE_BLURS), fit_zoom=False)
     problem = few.with_points(sample_for(views, _PAIRS_FINE))
-    return problem, fit(problem, 0.0, start.scales, _FINE_BLURS, fit_zoom=False)
+    # Blurred, a view may slide behind the others' surfaces; the guess is often nearer than where it ends then.
+    fits = [fit(problem, 0.0, scales, _FINE_BLURS, fit_zoom=False) for scales in (start.scales, guess)]
+    return problem, min(fits, key=lambda found: found.net_cost)
 
 
 def _rim_miss(views: PreparedViews, cameras: tuple[PinholeCamera, ...]) -> float:
@@ -272,7 +296,11 @@ def _check_violations(residuals: dict[str, float], what: str) -> None:
 
 
 def _is_suspect(residuals: dict[str, float]) -> bool:
-    return max(residuals.get("mask_violation", 0.0), residuals.get("front_violation", 0.0)) > SUSPECT_VIOLATION
+    return _violation(residuals) > SUSPECT_VIOLATION
+
+
+def _violation(residuals: dict[str, float]) -> float:
+    return max(residuals.get("mask_violation", 0.0), residuals.get("front_violation", 0.0))
 
 
 def _check_mixups(views: PreparedViews, cameras: tuple[PinholeCamera, ...]) -> None:
