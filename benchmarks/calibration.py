@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("count", nargs="?", type=int, default=20)
     count = parser.parse_args(argv).count
     calibrate(rendered(random_object(3), 0.8, 3.0, 128)[0])
-    errors, scale_errors, sigmas, seconds, refused = [], [], [], [], 0
+    errors, scale_errors, levels_off, sigmas, seconds, refused = [], [], [], [], [], 0
     for seed in range(count):
         random = np.random.default_rng(seed)
         fov, slack = math.radians(random.uniform(25, 75)), random.uniform(1.05, 1.6)
@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         seconds.append(time.process_time() - start)
         errors.append(math.degrees(found.fov_x_rad - fov))
         scale_errors.append(100 * np.abs(np.array(found.depth_scales) / scales - 1).max())
+        if bits == 8:
+            levels_off.append(255 * np.mean(np.array(found.depth_scales) / scales - 1))
         sigmas.append(found.fov_uncertainty_deg)
         print(
             f"{seed:4d}  {size} px  {bits:2d} bit  fov {math.degrees(fov):5.1f}  {found.method:11s}"
@@ -49,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"refused {refused} of {count}")
     print(f"|error| median {np.median(off):.3f}, 90 % {np.percentile(off, 90):.3f}, largest {off.max():.3f} degrees")
     print(f"largest scale error median {np.median(scale_errors):.3f}, largest {np.max(scale_errors):.3f} %")
+    print(
+        f"with sign, in the mean: error {np.mean(errors):+.3f} degrees, 8-bit scales {np.mean(levels_off):+.3f} levels"
+    )
     print(f"|error| / sigma 90 % {np.percentile(off / sigmas, 90):.1f}; CPU seconds median {np.median(seconds):.1f}")
 
 

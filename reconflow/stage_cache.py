@@ -30,7 +30,7 @@ from reconflow.run_context import RunRef, RunSite
 from reconflow.stage_results import StageResult
 from reconflow.storage import ArtifactStore, LocalStore, open_store
 
-STAGE_VERSIONS: Final = {"validate": 1, "transforms": 1, "infer": 1, "quality": 1, "preview": 1}
+STAGE_VERSIONS: Final = {"validate": 2, "transforms": 2, "infer": 1, "quality": 1, "preview": 1}
 """Raised when a stage's code changes what it makes of the same input; a model's own version counts as well."""
 UPLOAD_INTERVAL_S: Final = 15.0
 """Between two checkpoints that go to another machine."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from reconflow.cameras.calibration_fit import Fit, Problem, fit, starting_scales
 from reconflow.cameras.calibration_rims import with_photo_rims
-from reconflow.cameras.calibration_views import PreparedViews, SamplePoints, prepare_views
+from reconflow.cameras.calibration_views import PreparedViews, SamplePoints, prepare_views, with_unbiased_depth
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.cameras.fit_quality import fov_uncertainty, relative_rise, residual_summary
 from reconflow.cameras.photo_alignment import PhotoShift, photo_shift
@@ -118,6 +118,8 @@ def calibrate(
         found = _from_depth(dataset, views, shifts)
     else:
         found = _from_silhouettes(dataset, views, shifts)
+    if views.has_depth.sum() >= 2:
+        found = _polished(dataset, with_unbiased_depth(views, dataset), found)
     on_progress(4, 4, "calibrated")
     contradictions = _violation_warnings(found.residuals) if dataset.cameras is None else ()
     warnings = (*found.warnings, *contradictions, *_shift_warnings(dataset, shifts))
@@ -170,6 +172,20 @@ def _from_both(
     return _calibration(cameras, solution.scales, found.sigma, "silhouettes", residuals)
 
 
+def _polished(dataset: Dataset, views: PreparedViews, found: Calibration) -> Calibration:
+    """Fit the depth scales once more, and the field of view if depth has decided it, to depth without a bias.
+
+    What the views say against each other stays as it was found, with depth that never reaches beyond its neighbours'.
+    """
+    problem = Problem.of(views, sample_for(views, _PAIRS_FINE), found.cameras)
+    scales = np.array([scale or 0.0 for scale in found.depth_scales])
+    solution = fit(problem, 0.0, scales, _FINE_BLURS, fit_zoom=found.method == "depth")
+    fov = zoomed_fov(found.fov_x_rad, solution.zoom)
+    cameras = _rig(dataset, fov) if found.method == "depth" else found.cameras
+    known = tuple(float(scale) if scale > 0 else None for scale in solution.scales)
+    return replace(found, cameras=cameras, depth_scales=known, fov_x_rad=cameras[0].fov_x_rad)
+
+
 def _least_contradicted(
     dataset: Dataset, views: PreparedViews, found: Valley
 ) -> tuple[tuple[PinholeCamera, ...], Fit, dict[str, float]]:
@@ -177,15 +193,15 @@ def _least_contradicted(
 
     They cannot decide it alone, but on a wheel, say, they contradict each other where it is a degree too wide.
     """
-    least = math.inf
+    doubts = []
     for sigmas in _ALLOWED_SIGMAS:
         cameras = _rig(dataset, math.radians(found.best + sigmas * found.sigma))
-        problem, solution = _fitted_scales(views, cameras)
-        residuals = residual_summary(problem, solution)
-        doubt = sigmas**2 + (_violation(residuals) / SUSPECT_VIOLATION) ** 2
-        if doubt < least:
-            least, chosen = doubt, (cameras, solution, residuals)
-    return chosen
+        residuals = residual_summary(*_fitted_scales(views, cameras, _PAIRS_COARSE))
+        doubts.append(sigmas**2 + (_violation(residuals) / SUSPECT_VIOLATION) ** 2)
+    best = found.best + _ALLOWED_SIGMAS[np.argmin(doubts)] * found.sigma
+    cameras = _rig(dataset, math.radians(best))
+    problem, solution = _fitted_scales(views, cameras)
+    return cameras, solution, residual_summary(problem, solution)
 
 
 def _from_silhouettes(dataset: Dataset, views: PreparedViews, shifts: Sequence[PhotoShift | None]) -> Calibration:
@@ -255,11 +271,13 @@ def _calibration(
     )
 
 
-def _fitted_scales(views: PreparedViews, cameras: tuple[PinholeCamera, ...]) -> tuple[Problem, Fit]:
+def _fitted_scales(
+    views: PreparedViews, cameras: tuple[PinholeCamera, ...], pairs: int = _PAIRS_FINE
+) -> tuple[Problem, Fit]:
     few = Problem.of(views, sample_for(views, _PAIRS_COARSE), cameras)
     guess = starting_scales(few, 0.0)
     start = fit(few, 0.0, guess, (*_COARSE_BLURS, *_MIDDLE_BLURS), fit_zoom=False)
-    problem = few.with_points(sample_for(views, _PAIRS_FINE))
+    problem = few.with_points(sample_for(views, pairs))
     # Blurred, a view may slide behind the others' surfaces; the guess is often nearer than where it ends then.
     fits = [fit(problem, 0.0, scales, _FINE_BLURS, fit_zoom=False) for scales in (start.scales, guess)]
     return problem, min(fits, key=lambda found: found.net_cost)

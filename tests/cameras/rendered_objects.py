@@ -123,6 +123,30 @@ def bottle():
     return lathed(np.concatenate([[[0, -1]], np.stack([radius, y], axis=1), [[0, 1]]]))
 
 
+def bumpy_bottle(seed):
+    """A turned body of random profile with one bump, which alone says where its front is."""
+    random = np.random.default_rng(seed)
+    y = np.linspace(-1, 1, 60)
+    waves = sum(random.uniform(-0.12, 0.12) * np.sin(k * y + random.uniform(0, 6)) for k in (1, 2, 3, 5))
+    radius = np.maximum(random.uniform(0.25, 0.35) + waves, 0.06)
+    vertices, faces = lathed(np.concatenate([[[0, -1]], np.stack([radius, y], axis=1), [[0, 1]]]))
+    apart = np.linalg.norm(vertices - vertices[random.integers(len(vertices))], axis=1)
+    return fitted_to_unit_sphere(vertices * (1 + 0.12 * np.exp(-((apart / 0.15) ** 2)))[:, None]), faces
+
+
+def wheel(spokes=7, cells=96):
+    """A rim, a hub that stands out to the front, and spokes; seen from the side it is a bar."""
+    axis = np.linspace(-1.1, 1.1, cells)
+    x, y, z = np.meshgrid(axis, axis, axis, indexing="ij")
+    from_axle, wedge = np.hypot(x, y), 2 * np.pi / spokes
+    rim = np.hypot(from_axle - 0.85, z) - 0.12
+    hub = np.maximum(from_axle - 0.2, np.abs(z - 0.03) - 0.2)
+    beside = np.abs(from_axle * np.sin((np.arctan2(y, x) + 0.4) % wedge - wedge / 2))
+    spoke = np.maximum(np.hypot(beside, z) - 0.06, from_axle - 0.9)
+    vertices, faces, _, _ = marching_cubes(np.minimum(np.minimum(rim, hub), spoke), 0.0)
+    return fitted_to_unit_sphere(vertices.astype(np.float64)), faces
+
+
 def box(half_sizes):
     corners = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]) * half_sizes
     quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]

@@ -24,11 +24,13 @@ from reconflow.errors import CalibrationAmbiguousError, CalibrationContradictedE
 from tests.cameras.rendered_objects import (
     bottle,
     box,
+    bumpy_bottle,
     depth_maps,
     random_object,
     rendered,
     six_view_dataset,
     sphere,
+    wheel,
     with_soft_photos,
 )
 
@@ -120,6 +122,36 @@ def test_a_known_rig_is_recovered_from_its_depth(known):
     assert found.residuals["top.mask_violation"] < 0.02
     assert [camera.name for camera in found.cameras] == list(VIEW_NAMES)
     np.testing.assert_allclose([np.linalg.norm(c.position_world) for c in found.cameras], 1.0)
+
+
+def test_scales_of_eight_bit_depth_err_to_neither_side():
+    """Each smoothing of the terraces alone puts round surfaces on one side of the truth, by 0.1 to 0.4 levels."""
+    levels = []
+    for seed in (0, 5, 8):
+        fov = math.radians(40.0 + 5.0 * seed)
+        dataset, scales = rendered(random_object(seed), fov, 1.2 / math.sin(fov / 2), 128)
+        found = calibrate(dataset, fov_x_rad=fov)
+        levels.append(255 * np.mean(np.array(found.depth_scales) / scales - 1))
+    assert np.abs(levels).max() < 0.12
+    assert abs(np.mean(levels)) < 0.06
+
+
+@pytest.mark.parametrize("seed", [31, 44])
+def test_no_view_slides_behind_a_nearly_round_object(seed):
+    fov = math.radians(30.0 + seed % 20)
+    dataset, scales = rendered(bumpy_bottle(seed), fov, 1.2 / math.sin(fov / 2), 128)
+    found = calibrate(dataset, fov_x_rad=fov)
+    np.testing.assert_allclose(found.depth_scales, scales, rtol=0.01)
+    assert found.warnings == ()
+
+
+def test_depth_chooses_among_the_fields_of_view_that_a_wheel_s_silhouettes_allow():
+    fov = math.radians(26.0)
+    dataset = soft_dataset(wheel(), 26.0, 256)
+    found = calibrate(dataset)
+    assert found.method == "silhouettes"
+    assert abs(fov_error_deg(found, fov)) < 0.5
+    assert found.warnings == ()
 
 
 def test_the_same_dataset_gives_the_same_cameras_twice(known):

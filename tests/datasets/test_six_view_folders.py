@@ -312,6 +312,16 @@ def test_a_pale_object_and_a_shadow_are_no_contradiction(root: Path) -> None:
     assert any("multi_views/front.png and depth_renders/front.png" in warning for warning in dataset.warnings)
 
 
+def test_an_object_that_one_sees_through_agrees_with_its_depth(root: Path) -> None:
+    ys, xs = (np.mgrid[0:PX, 0:PX] + 0.5) / PX - 0.5
+    ring = np.abs(np.hypot(xs, ys) - 0.38) < 0.05
+    save(root / "multi_views/front.png", np.where(ring[..., None], np.uint8(60), np.uint8(255)).repeat(3, axis=-1))
+    save(root / "depth_renders/front.png", np.where(ring, np.uint8(250), np.uint8(0)))
+    dataset = load_dataset(root)
+    np.testing.assert_array_equal(dataset.views[0].mask, ring)
+    assert not [warning for warning in dataset.warnings if "overlap" in warning]
+
+
 def test_too_few_pixels_are_a_fault(root: Path) -> None:
     save(root / "multi_views/front.png", photo(0, 48))
     fault = the_fault(root)
