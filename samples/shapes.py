@@ -42,6 +42,7 @@ class Shape:
         prints: Text on it.
         lighting: The light it is shown in unless another is asked for.
         genus: Number of holes, which the tests check.
+        pieces: Number of separate pieces, likewise.
     """
 
     solids: tuple[Solid, ...]
@@ -50,6 +51,7 @@ class Shape:
     prints: tuple[Print, ...]
     lighting: str
     genus: int
+    pieces: int = 1
 
 
 def _by_part(points: Points, parts: NDArray[np.int64], palette: tuple[str, ...]) -> Colours:
@@ -256,6 +258,81 @@ def _ring() -> Shape:
     return Shape(solids, (0.85, 0.95, 0.4), paint, prints, "studio", 1)
 
 
+_PIPS: Final = {
+    1: [(0.0, 0.0)],
+    2: [(-0.5, -0.5), (0.5, 0.5)],
+    3: [(-0.5, -0.5), (0.0, 0.0), (0.5, 0.5)],
+    4: [(-0.5, -0.5), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.5)],
+    5: [(-0.5, -0.5), (-0.5, 0.5), (0.0, 0.0), (0.5, -0.5), (0.5, 0.5)],
+    6: [(-0.5, -0.5), (-0.5, 0.0), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.0), (0.5, 0.5)],
+}
+
+
+def _die(part: int, pip: int, centre: Vector, half: float, x: Vector, y: Vector) -> tuple[Solid, ...]:
+    """A die whose axes are x, y made perpendicular to it, and their cross product; opposite sides add up to seven."""
+    right = np.array(x) / np.linalg.norm(x)
+    up = np.array(y) - np.dot(y, right) * right
+    up /= np.linalg.norm(up)
+    out = np.cross(right, up)
+    body = box(part, centre, (half, half, half), rounding=0.3 * half).turned((tuple(right), tuple(up)))
+    sides = {1: (out, right, up), 6: (-out, right, up), 2: (right, up, out), 5: (-right, up, out), 3: (up, right, out)}
+    sides[4] = (-up, right, out)
+    places = [
+        np.array(centre) + half * (normal + u * across + v * along)
+        for number, (normal, across, along) in sides.items()
+        for u, v in _PIPS[number]
+    ]
+    return body, *(ellipsoid(pip, tuple(place), (0.17 * half,) * 3).removed() for place in places)
+
+
+def _dice() -> Shape:
+    red, red_pip, ivory, ivory_pip = range(4)
+    solids = (
+        *_die(red, red_pip, (-0.48, -0.1, 0.12), 0.36, (0.9, 0.0, -0.44), (0.0, 1.0, 0.0)),
+        *_die(ivory, ivory_pip, (0.5, 0.02, -0.15), 0.3, (0.8, 0.5, 0.33), (-0.4, 0.85, 0.2)),
+    )
+
+    def paint(points: Points, parts: NDArray[np.int64]) -> Colours:
+        colours = _by_part(points, parts, ("#c2302a", "#f5f0e6", "#f1ead8", "#1d2a4a"))
+        veins = mix(colours, colour("#8a1c1c"), 0.6 * stripes(points.sum(axis=1), 0.2, 0.2))
+        return np.where((parts == red)[:, None], veins, colours)
+
+    return Shape(solids, (1.0, 0.8, 0.8), paint, (), "studio", 0, pieces=2)
+
+
+def _wheel() -> Shape:
+    tyre, rim, spoke, hub, reflector = range(5)
+    facing, count = (_X, _Z), 9
+    angles = 2 * np.pi * np.arange(count) / count + 0.1
+    spokes = (
+        capsule(
+            spoke,
+            (0.08 * np.sin(angle + lean), 0.08 * np.cos(angle + lean), 0.2 * lean),
+            (0.79 * np.sin(angle), 0.79 * np.cos(angle), 0.0),
+            0.025,
+        )
+        for angle, lean in zip(angles, 0.5 * (-1.0) ** np.arange(count), strict=True)
+    )
+    solids = (
+        torus(tyre, (0, 0, 0), 0.86, 0.085).turned(facing),
+        torus(rim, (0, 0, 0), 0.79, 0.05).turned(facing),
+        cylinder(hub, (0, 0, 0.02), 0.12, 0.15, rounding=0.02).turned(facing),
+        cylinder(hub, (0, 0, 0.2), 0.05, 0.06, rounding=0.01).turned(facing),
+        *spokes,
+        box(reflector, (0.5 * np.sin(angles[2]), 0.5 * np.cos(angles[2]), 0.02), (0.09, 0.05, 0.035), rounding=0.01),
+    )
+
+    def paint(points: Points, parts: NDArray[np.int64]) -> Colours:
+        x, y, z = points.T
+        colours = _by_part(points, parts, ("#2c2c30", "#b8bcc4", "#d9dbe0", "#5a6a7a", "#e8751a"))
+        around = np.arctan2(x, y)
+        tread = (parts == tyre) & (np.hypot(x, y) > 0.9) & (stripes(around + 2 * z, 2 * np.pi / 60) > 0)
+        mark = (parts == rim) & (np.abs(around - 0.6) < 0.35)
+        return np.where(mark[:, None], colour("#c2302a"), np.where(tread[:, None], colour("#46464d"), colours))
+
+    return Shape(solids, (1.0, 1.0, 0.4), paint, (), "studio", count)
+
+
 SHAPES: Final[dict[str, Callable[[], Shape]]] = {
     "lantern": _lantern,
     "mug": _mug,
@@ -263,4 +340,6 @@ SHAPES: Final[dict[str, Callable[[], Shape]]] = {
     "box": _box,
     "glossy": _glossy,
     "ring": _ring,
+    "dice": _dice,
+    "wheel": _wheel,
 }
