@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import replace
+from typing import ClassVar, Final
 
 from reconflow.cameras.calibration import Calibration
 from reconflow.checkpoints import Checkpoint
@@ -16,6 +17,9 @@ from reconflow.nvdiffrec.initial import initial_surface
 from reconflow.nvdiffrec.options import NvdiffrecOptions
 from reconflow.progress import OnProgress, ignore_progress, part_of
 from reconflow.reconstruction import Reconstruction
+
+_WORTH_SAYING: Final = 0.05
+"""Share of the surface that no view sees, from which on people are told."""
 
 
 class NvdiffrecModel:
@@ -70,7 +74,17 @@ class NvdiffrecModel:
             carving = part_of(on_progress, 0.2, 1.0)
             return initial_surface(observations, settings.grid_resolution, settings.target_faces, carving)
 
-        return fit_to_views(dataset, calibration, settings, carved, on_progress, checkpoint)
+        fitted = fit_to_views(dataset, calibration, settings, carved, on_progress, checkpoint)
+        return replace(fitted, statistics=fitted.statistics | {"notes": _notes(fitted)})
 
     def release(self) -> None:
         """Give memory back; this model keeps none between calls."""
+
+
+def _notes(fitted: Reconstruction) -> list[str]:
+    unseen = 1.0 - fitted.statistics["texture"]["seen_share"]
+    note = (
+        f"No view sees {unseen:.0%} of the surface: there its shape is what no view contradicts, and its colour "
+        "continues what lies around."
+    )
+    return [note] if unseen >= _WORTH_SAYING else []

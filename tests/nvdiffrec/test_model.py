@@ -106,6 +106,13 @@ def test_views_that_were_not_given_look_right_too() -> None:
     assert psnr > 34
 
 
+def test_it_is_said_how_much_of_the_surface_no_view_sees() -> None:
+    assert quick_result().statistics["notes"] == []
+    (note,) = reconstruct(*photographed(kettle(), rig(SIZE)[:1] + rig(SIZE)[2:3])).statistics["notes"]
+    assert note.startswith("No view sees ")
+    assert 20 < int(note.split()[3].rstrip("%")) < 80
+
+
 def test_the_result_carries_its_cameras_and_facts_without_times() -> None:
     result = quick_result()
     assert [camera.name for camera in result.cameras] == [camera.name for camera in rig(SIZE)]
