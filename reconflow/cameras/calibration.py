@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from reconflow.cameras.calibration_fit import Fit, Problem, fit, starting_scales
 from reconflow.cameras.calibration_rims import with_photo_rims
-from reconflow.cameras.calibration_views import PreparedViews, SamplePoints, prepare_views, with_unbiased_depth
+from reconflow.cameras.calibration_views import (
+    PreparedViews,
+    SamplePoints,
+    is_coarse,
+    prepare_views,
+    with_unbiased_depth,
+)
 from reconflow.cameras.camera import PinholeCamera
 from reconflow.cameras.fit_quality import fov_uncertainty, relative_rise, residual_summary
 from reconflow.cameras.photo_alignment import PhotoShift, photo_shift
@@ -118,7 +124,7 @@ def calibrate(
         found = _from_depth(dataset, views, shifts)
     else:
         found = _from_silhouettes(dataset, views, shifts)
-    if views.has_depth.sum() >= 2:
+    if views.has_depth.sum() >= 2 and any(is_coarse(view) for view in dataset.views):
         found = _polished(dataset, with_unbiased_depth(views, dataset), found)
     on_progress(4, 4, "calibrated")
     contradictions = _violation_warnings(found.residuals) if dataset.cameras is None else ()

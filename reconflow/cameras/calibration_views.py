@@ -25,6 +25,7 @@ SPECK_FRACTION: Final = 0.01
 """Pieces of a mask smaller than this share of its largest piece are specks."""
 
 _SWEEPS: Final = 60
+_FINE_LEVELS: Final = 4096
 _PLATE_SHARE: Final = 0.7
 """By experiment: on random objects in 8 bits depth scales are 0.22 levels too small with the membrane alone, 0.08 too
 large with the plate alone (`python -m benchmarks.calibration`)."""
@@ -173,6 +174,11 @@ def prepare_views(dataset: Dataset) -> PreparedViews:
     )
 
 
+def is_coarse(view: View) -> bool:
+    """Return whether a view's depth is stored in so few levels that terraces matter."""
+    return view.depth is not None and view.depth.max_value < _FINE_LEVELS
+
+
 def with_unbiased_depth(views: PreparedViews, dataset: Dataset) -> PreparedViews:
     """Return the views with depth whose errors have no common sign.
 
@@ -182,7 +188,7 @@ def with_unbiased_depth(views: PreparedViews, dataset: Dataset) -> PreparedViews
     values = views.values.copy()
     largest = WORKING_SIZE if len(dataset.views) <= MANY_VIEWS else WORKING_SIZE // 2
     for index, view in enumerate(dataset.views):
-        if view.depth is not None:
+        if view.depth is not None and is_coarse(view):
             height, width = views.sizes_hw[index]
             membrane = values[index, :height, :width]
             counts = np.where(membrane > 0, _strided(view.depth.values, largest), 0).astype(np.float32)
