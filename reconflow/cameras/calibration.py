@@ -57,6 +57,8 @@ MAX_RIM_MISS: Final = 0.004
 """Root mean square miss of the silhouettes' rims, as a fraction of the picture, beyond which cameras contradict."""
 
 _SILHOUETTE_FOVS_DEG: Final = np.arange(12.0, 104.1, 4.0)
+_LARGEST_BIAS_DEG: Final = 0.5
+"""Smoothed terraces put the field of view 0.25° off at most; what moves it further has lost its way."""
 _ALLOWED_SIGMAS: Final = np.linspace(-2.0, 2.0, 17)
 _START_FOVS_DEG: Final = (12, 18, 25, 32, 40, 48, 56, 64, 72, 80, 90, 100)
 _MIDDLE_FOV_DEG: Final = 45
@@ -187,6 +189,8 @@ def _polished(dataset: Dataset, views: PreparedViews, found: Calibration) -> Cal
     scales = np.array([scale or 0.0 for scale in found.depth_scales])
     solution = fit(problem, 0.0, scales, _FINE_BLURS, fit_zoom=found.method == "depth")
     fov = zoomed_fov(found.fov_x_rad, solution.zoom)
+    if abs(math.degrees(fov - found.fov_x_rad)) > _LARGEST_BIAS_DEG:
+        fov, solution = found.fov_x_rad, fit(problem, 0.0, scales, _FINE_BLURS, fit_zoom=False)
     cameras = _rig(dataset, fov) if found.method == "depth" else found.cameras
     known = tuple(float(scale) if scale > 0 else None for scale in solution.scales)
     return replace(found, cameras=cameras, depth_scales=known, fov_x_rad=cameras[0].fov_x_rad)
