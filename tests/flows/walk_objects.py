@@ -12,6 +12,7 @@ from uuid import UUID
 
 import reconflow
 from reconflow.datasets.sources import canonical_location, describe_source, location_mark
+from reconflow.nvdiffrec.model import NvdiffrecModel
 from reconflow.outputs.files import write_json
 from reconflow.outputs.package import Manifest, RunSource, RunStatus
 from reconflow.request import RunRequest
@@ -35,7 +36,7 @@ def manifest_of(request: RunRequest, status: RunStatus, **changes: Any) -> Manif
         location=location_mark(canonical_location(request.dataset)),
         listing=describe_source(request.dataset).listing,
         options=request.model_dump(mode="json", exclude={"dataset", "out"}),
-        model_versions={"nvdiffrec": "1"},
+        model_versions={"nvdiffrec": NvdiffrecModel.version},
     )
     return Manifest(
         status=status,
